@@ -24,7 +24,7 @@ def type_of(key: str, command: str, schema: Any = None) -> str:
     Args:
         key: Dotted key.
         command: Name of the primary config.
-        schema: Schema of the mapping that holds the key, if it has one.
+        schema: Schema of the mapping that holds the key; None if there is none.
     """
     group, _, name = key.partition("[")[0].rpartition(".")
     schemas = [COMMANDS[command]] if not group else [*OPEN.get(group, {}).values(), *GROUPS.get(group, {}).values()]

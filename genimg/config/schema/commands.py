@@ -1,4 +1,4 @@
-"""The options of every command: the top-level keys of its config that belong to no group."""
+"""The options of every command: the top-level keys of its config that do not belong to a group."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ CHECKPOINT_GROUPS = ("conditioning", "evaluation", "loss", "model")
 
 _DEVICE = "auto | cuda | cuda:N | cpu | mps"
 _PRECISIONS = ("auto", "fp32", "tf32", "bf16")
-_ALLOW = "Packages of your own that a config may name in _target_, such as allow=[mypackage]"
-_ALLOW_OF_CHECKPOINT = "Packages of your own that the checkpoint's config may name in _target_"
-_TRACEBACK = "Show the traceback of an error"
-_CHECKPOINT = "Checkpoint, or run directory"
+_ALLOW = "Your own packages that a config may use in _target_, such as allow=[mypackage]"
+_ALLOW_OF_CHECKPOINT = "Your own packages that the checkpoint's config may use in _target_"
+_TRACEBACK = "Show the traceback if there is an error"
+_CHECKPOINT = "Checkpoint file or run directory"
 _WHICH = "Which checkpoint of a run directory"
 _WEIGHTS = (
-    "Weights: raw; ema, the first average of the training; the name of another, or a length such as 0.08 after training with "
-    "ema=[power]; null: as in the training's evaluations"
+    "Weights: raw, ema (the run's first average), the name of another average, or a length such as 0.08 if the "
+    "run used ema=[power]; null: as in the run's evaluations"
 )
-_CHANGE = "Greatest relative change: a factor of [1 - x, 1 + x]"
+_CHANGE = "Maximum relative change x: a random factor in [1 - x, 1 + x]"
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Train:
     """genimg-train: train an image generation model."""
 
     device: str = option("Device to train on", "auto", type=_DEVICE, heading="Training")
-    precision: str = option("Arithmetic; auto is bf16 where the processor has instructions for it", "auto", one_of=_PRECISIONS)
-    seed: int = seed_option("Seed of the initial weights and of everything random")
+    precision: str = option("Precision; auto is bf16 if the processor has instructions for it", "auto", one_of=_PRECISIONS)
+    seed: int = seed_option("Seed of the initial weights and of all random choices")
     penalty: dict[str, Any] = option("Penalties, chosen by a list such as penalty=[r1,lecam]", {})
     ema: dict[str, Any] = option("Averages of the weights, chosen by a list such as ema=[exponential,power]; [] for none", {})
     optimizer_overrides: dict[str, Any] = option(
@@ -43,12 +43,12 @@ class Train:
         heading="Run",
     )
     resume: str | None = option(
-        "auto: continue what run_dir holds; a checkpoint or run directory: continue it; null: never",
+        "auto: continue the run in run_dir, if any; a checkpoint or run directory: continue that run; null: never resume",
         "auto",
         type="auto | path | null",
     )
     resume_force: bool = option("Resume even if the config differs in a way that changes the result", False)
-    dry_run: bool = option("Check the data and measure the memory and time of a few steps, without making a run", False)
+    dry_run: bool = option("Check the data and measure the memory and time of a few steps, without a run directory", False)
     print_config: bool = option("Print the composed config at the start", False)
     allow: list[str] = option(_ALLOW, [])
     traceback: bool = option(_TRACEBACK, False)
@@ -56,14 +56,14 @@ class Train:
 
 @dataclass(frozen=True)
 class Eval:
-    """genimg-eval: compare one set of images with another. Null means: as in the checkpoint's own config."""
+    """genimg-eval: compare one set of images with another. Null means the value in the checkpoint's config."""
 
     ckpt: str | None = option(_CHECKPOINT, None, type="path | null", heading="What to evaluate (one of these)")
     images: str | None = option(
         "Folder of images, .npz (FILE.npz:NAME selects an array), or dataset such as mnist:test", None, type="path | null"
     )
     compare: list[str] | None = option(
-        "Two results, [A.json,B.json]: print both, and whether they are comparable, or why not", None
+        "Two result files, [A.json,B.json]: print both, and say whether they are comparable and, if not, why", None
     )
     real: str | None = option(
         "Folder, .npz, saved statistics (.pt, or .npz with mu and sigma) or dataset such as cifar10:test; "
@@ -72,44 +72,46 @@ class Eval:
         type="path | null",
         heading="Real images",
     )
-    split: str | None = option("Split of the checkpoint's data, such as test, instead of the training's", None)
+    split: str | None = option("Split of the checkpoint's data, such as test, instead of the training split", None)
     num_real: int | None = option("Number of real images, chosen at random, stratified by class; null: all", None)
-    data_root: str | None = option("Directory where the dataset is now", None, type="directory | null")
+    data_root: str | None = option("Directory of the dataset, if it has moved", None, type="directory | null")
     save_statistics: str | None = option(
         "Also write the statistics of the real images to this .pt file", None, type="file | null"
     )
-    accept_unrecorded: bool = option("Accept statistics that do not say which extractor made them", False)
+    accept_unrecorded: bool = option("Accept statistics that do not record which extractor they were computed with", False)
 
     which: str = option(_WHICH, "last", one_of=("last", "best"), heading="Evaluation")
     weights: str | float | None = option(_WEIGHTS, None, type="raw | ema | name | length | null")
     device: str = option("Device", "auto", type=_DEVICE)
-    num_images: int | None = option("Number of generated images, or of random ones of images= (null: all)", None)
+    num_images: int | None = option("Number of generated images, or of images chosen at random from images= (null: all)", None)
     num_samples: int | None = option("Number of latents per image, with evaluation=likelihood", None)
     batch_size: int | None = option("Batch size of generation and extraction; does not influence the values", None)
     seed: int | None = seed_option("Seed of the generated images", None)
     bootstrap: int | None = option("Number of resamples for 95 % intervals, such as 200", None)
-    image_size: Any = option("Size in pixels to resize folders and .npz to; null: unchanged", None, type="int | list | null")
+    image_size: Any = option(
+        "Size in pixels to which images of folders and .npz files are resized; null: unchanged", None, type="int | list | null"
+    )
     range: list[int | float] | None = option(
-        "[low, high] of folders and .npz: the values that become black and white, as data.range", None
+        "For folders and .npz files: [low, high], the values that become black and white, as in data.range", None
     )
     inception_weights: str | None = option("Path of the Inception weights", None, type="path | null")
 
     neighbors: int = option("Number of generated images to show with their nearest real images", 0, heading="Memorisation")
     held_out: str | None = option(
-        "With neighbors=: held-out images, given as for images=, against which the share of copies is measured; "
-        "null: the checkpoint's data.validation, else its test split",
+        "With neighbors=: held-out images, which serve as the reference for the share of copies; same forms as "
+        "images=; null: the checkpoint's data.validation, else its test split",
         None,
         type="path | null",
     )
     picture: str | None = option(
-        "File of that picture (null: neighbors.png); for a model that translates: of its worst images", None, type="file | null"
+        "Picture file (null: neighbors.png); for a translator: a picture of its worst images", None, type="file | null"
     )
 
     model_mode: str | None = option(
-        "train: dropout and batch statistics as in training", None, one_of=("eval", "train"), heading="Models that translate"
+        "train: use dropout and batch statistics as in training", None, one_of=("eval", "train"), heading="Translators"
     )
     classical: bool = option("Also evaluate methods that need no training (pip install 'genimg[classical]')", False)
-    table: str | None = option("CSV file for the values of every image", None, type="file | null")
+    table: str | None = option("CSV file for the metrics of each image", None, type="file | null")
 
     output: str | None = option("Also write the result to this JSON file", None, type="file | null", heading="Output")
     provenance: bool = option("Print everything that the values depend on", False)
@@ -119,7 +121,7 @@ class Eval:
 
 @dataclass(frozen=True)
 class Sample:
-    """genimg-sample: images from a checkpoint."""
+    """genimg-sample: generate images from a checkpoint."""
 
     ckpt: str = option(_CHECKPOINT, type="path", heading="Model")
     which: str = option(_WHICH, "last", one_of=("last", "best"))
@@ -130,11 +132,12 @@ class Sample:
     seed: int = seed_option("Seed; image i depends only on the seed, on i, and on the requested label or text")
     batch_size: int = option("Batch size", 64)
     label: Any = option(
-        "Class to generate: name or number, index:N by position, or a list; null: with the frequencies of the data",
+        "Class to generate: a name, a number, index:N for a position, or a list of these; null: random, with the "
+        "frequencies of the data",
         None,
         type="text | int | list | null",
     )
-    text: Any = option("Caption to generate from, or a list; null: captions of the data", None, type="text | list | null")
+    text: Any = option("Caption, or a list of captions; null: random captions of the data", None, type="text | list | null")
     sampling: dict[str, Any] = option(
         "Sampling options of the model, written without this prefix, such as truncation=0.7; genimg-sample ckpt=RUN --help "
         "lists them",
@@ -143,19 +146,19 @@ class Sample:
 
     near: str | None = option("Image file: draw samples around it", None, type="file | null", heading="Autoencoders")
     spread: int | float | None = option(
-        "With near=: distance in standard deviations of the prior; 0: the reconstruction; null: 0.5", None
+        "With near=: width of the distribution, in standard deviations of the prior; 0: the reconstruction; null: 0.5", None
     )
     reconstruct: str | None = option(
         "Image file or directory: reconstruct each image instead of sampling", None, type="path | null"
     )
 
     interpolate: str | None = option(
-        "Make a closed loop through num_images latents instead of single images",
+        "Make a closed loop through num_images latents instead of separate images",
         None,
         one_of=("linear", "spherical"),
         heading="Interpolation",
     )
-    frames: int | None = option("Number of images from one latent to the next; null: 8", None)
+    frames: int | None = option("Number of frames from one latent to the next; null: 8", None)
     frames_per_second: int | float | None = option("Frame rate of the animation; null: 12", None)
 
     output: str | None = option(
@@ -171,40 +174,40 @@ class Sample:
 
 @dataclass(frozen=True)
 class Translate:
-    """genimg-translate: images from images, by a checkpoint of a model that translates."""
+    """genimg-translate: translate images with a checkpoint of a translator."""
 
     ckpt: str = option(_CHECKPOINT, type="path", heading="Model")
     which: str = option(_WHICH, "last", one_of=("last", "best"))
     weights: str | float | None = option(_WEIGHTS, None, type="raw | ema | name | length | null")
     device: str = option("Device", "auto", type=_DEVICE)
-    direction: str | None = option("Direction, of a model with both; null: a2b", None, one_of=("a2b", "b2a"))
+    direction: str | None = option("Direction, for a model with both directions; null: a2b", None, one_of=("a2b", "b2a"))
     model_mode: str | None = option(
-        "eval: without dropout, averaged batch statistics; train: as in training; null: as the model was measured",
+        "eval: no dropout, and averaged batch statistics; train: as in training; null: as in the run's evaluations",
         None,
         one_of=("eval", "train"),
     )
 
     input: str = option("Image, or directory of images with its subdirectories", type="path", heading="Input")
     mask: str | None = option(
-        "For inpainting, white where pixels are missing: one file, or a directory with files named as the images",
+        "For inpainting, white where pixels are missing: one file, or a directory with the same file names as the images",
         None,
         type="path | null",
     )
     half: str | None = option(
-        "Half of files with two images side by side; whole: files as they are; null: whole, but files that look like "
-        "the pairs of data=paired are refused",
+        "Which half to use of files with two images side by side; whole: use the full image; null: the same, but "
+        "files that look like the pairs of data=paired are refused",
         None,
         one_of=("left", "right", "whole"),
     )
-    tile: int | None = option("Size in pixels of tiles for larger images, which then need the memory of one tile", None)
-    overlap: int = option("Pixels by which a tile reaches into its neighbours", 32)
-    batch_size: int = option("Number of images of one size, or of tiles, at once", 8)
+    tile: int | None = option("Size in pixels of the tiles into which larger images are split to save memory", None)
+    overlap: int = option("Pixels by which a tile extends into each neighbour", 32)
+    batch_size: int = option("Number of images of equal size, or of tiles, per batch", 8)
     seed: int = seed_option(
-        "Seed of dropout in model_mode=train; an image depends only on it and on its number in the directory"
+        "Seed of dropout in model_mode=train; each result depends only on the seed and on the image's position in the directory"
     )
 
     output: str = option("Directory; every image keeps its name, with the suffix .png", type="directory", heading="Output")
-    overwrite: bool = option("Replace a directory that genimg-translate wrote, with all that it holds", False)
+    overwrite: bool = option("Replace a directory that genimg-translate wrote, including all files in it", False)
     grid: bool = option("Write OUTPUT.png: the first 16 images with their translations to the right", True)
     allow: list[str] = option(_ALLOW_OF_CHECKPOINT, [])
     traceback: bool = option(_TRACEBACK, False)
@@ -212,7 +215,7 @@ class Translate:
 
 @dataclass(frozen=True)
 class Features:
-    """genimg-features: train a classifier on labelled images, whose features then evaluate images of that kind."""
+    """genimg-features: train a classifier on labelled images. Its features are used to evaluate images of that kind."""
 
     name: str = option("Name of the extractor, part of the metrics' names: fd5k_NAME", heading="Output")
     output: str = option("Directory for NAME.pt and evaluation/NAME.yaml", "features", type="directory")
@@ -220,7 +223,7 @@ class Features:
     epochs: int = option("Number of epochs", 8, heading="Training")
     batch_size: int = option("Images per step", 128)
     learning_rate: int | float = option(
-        "Highest rate: it rises over 30 % of the training, then falls along half a cosine", 3e-3
+        "Peak learning rate: it rises over the first 30 % of training, then falls along half a cosine", 3e-3
     )
     weight_decay: int | float = option("Weight decay of AdamW (Loshchilov & Hutter 2019)", 0.01)
     held_out: int = option(
@@ -228,7 +231,7 @@ class Features:
     )
     seed: int = seed_option("Seed of the initial weights and of the images' order")
     device: str = option("Device", "auto", type=_DEVICE)
-    precision: str = option("Arithmetic", "auto", one_of=_PRECISIONS)
+    precision: str = option("Precision", "auto", one_of=_PRECISIONS)
     allow: list[str] = option(_ALLOW, [])
     traceback: bool = option(_TRACEBACK, False)
 
@@ -237,8 +240,8 @@ class Features:
 class Prepare:
     """genimg-prepare: pack a dataset into a few large files of decoded, resized images."""
 
-    output: str = option("Directory to write; it is complete or absent", type="directory", heading="Output")
-    shard_size: int = option("Largest number of bytes of images in one file", 1073741824)
+    output: str = option("Directory, written only when it is complete", type="directory", heading="Output")
+    shard_size: int = option("Maximum size of the images in one file, in bytes", 1073741824)
     max_corrupt: int | None = option(
         "Number of undecodable images to skip before stopping; null: skip all and list them in corrupt.txt", None
     )
@@ -248,27 +251,27 @@ class Prepare:
 
 @dataclass(frozen=True)
 class Augment:
-    """genimg-augment: changed copies of the images of a folder, with their labels and captions."""
+    """genimg-augment: write augmented copies of the images in a folder, with their labels and captions."""
 
     input: str = option("Directory of images; its subdirectories are the classes", type="directory", heading="Files")
-    output: str = option("Directory to write, complete or absent; OUTPUT.png shows some of the copies", type="directory")
+    output: str = option("Directory, written only when complete; OUTPUT.png shows some of the copies", type="directory")
     copies: int = option("Number of copies of each image", 4)
     originals: bool = option("Also copy the unchanged images", False)
     captions: str | None = option(
-        "JSON lines file within input; auto: as data=folder does; null: none", "auto", type="auto | file | null"
+        "JSON Lines file with the captions, in input; auto: as for data=folder; null: none", "auto", type="auto | file | null"
     )
-    seed: int = seed_option("Seed; a copy depends only on it, on the image's path below input and on the copy's number")
+    seed: int = seed_option("Seed; a copy depends only on the seed, on the image's path below input and on the copy's number")
 
     horizontal_flip: int | float = option("Probability", 0.5, heading="Changes")
     vertical_flip: int | float = option("Probability", 0.0)
-    rotation: int | float = option("Greatest angle in degrees, in either direction", 10.0)
-    crop: int | float = option("Smallest share of the area that is cut out and resized to the whole; 1: no crop", 0.8)
+    rotation: int | float = option("Maximum angle in degrees, in either direction", 10.0)
+    crop: int | float = option("Smallest share of the area to keep; the crop is resized to full size; 1: no crop", 0.8)
     brightness: int | float = option(_CHANGE, 0.2)
     contrast: int | float = option(_CHANGE, 0.2)
     saturation: int | float = option(_CHANGE, 0.2)
-    hue: int | float = option("Greatest shift in either direction; 0.5 is half the circle of colours", 0.0)
+    hue: int | float = option("Maximum shift in either direction; 0.5 is half the colour circle", 0.0)
     cutout: int | float = option("Side of a grey square, as a share of the image's shorter side", 0.0)
-    mixup: int | float = option("Alpha of the Beta distribution of the other image's share; 0: no mixing", 0.0)
+    mixup: int | float = option("Alpha of the Beta distribution for the other image's share; 0: no mixing", 0.0)
     cutmix: int | float = option(
         "The same for CutMix, which pastes a rectangle of the other image; with mixup, each changes half of the copies", 0.0
     )
@@ -284,16 +287,16 @@ class Augment:
 
 @dataclass(frozen=True)
 class Report:
-    """genimg-report: one self-contained page about a run, several runs or a sweep, and the same as CSV and Markdown."""
+    """genimg-report: write a self-contained page about a run, several runs or a sweep, also as CSV and Markdown."""
 
     runs: Any = option(
-        "Directories of runs or sweeps, or folders of either; also without runs=, as plain arguments",
+        "Directories of runs or sweeps, or folders that contain them; runs= can be omitted",
         type="list of directories",
         heading="Report",
     )
     output: str | None = option(
-        "Page (.html), with .csv and .md of that name beside it; default: report.html in the directory, "
-        "if there is only one, else here",
+        "File for the page (.html); the .csv and .md files have the same name; default: report.html in the given "
+        "directory if there is only one, else in the current directory",
         None,
         type="file | null",
     )
@@ -302,20 +305,20 @@ class Report:
 
 @dataclass(frozen=True)
 class Export:
-    """genimg-export: the network that makes the images, alone, in a file for other programs."""
+    """genimg-export: write the network that generates the images to a file for other programs."""
 
     ckpt: str = option(_CHECKPOINT, type="path", heading="Model")
     which: str = option(_WHICH, "last", one_of=("last", "best"))
     weights: str | float | None = option(_WEIGHTS, None, type="raw | ema | name | length | null")
     truncation: int | float | None = option("Psi of StyleGAN2, fixed in the exported program; null: 1", None)
-    direction: str | None = option("Direction, of a model with both; null: a2b", None, one_of=("a2b", "b2a"))
+    direction: str | None = option("Direction, for a model with both directions; null: a2b", None, one_of=("a2b", "b2a"))
     model_mode: str | None = option(
-        "For a model that translates: averaged (eval) or each image's own (train) batch statistics; "
-        "null: as the model was measured",
+        "For a translator, batch statistics: averaged (eval) or computed from each image (train); null: as in the "
+        "run's evaluations",
         None,
         one_of=("eval", "train"),
     )
-    device: str = option("Device to test the file on", "auto", type=_DEVICE)
+    device: str = option("Device on which the file is tested", "auto", type=_DEVICE)
     allow: list[str] = option(_ALLOW_OF_CHECKPOINT, [])
 
     format: str = option(

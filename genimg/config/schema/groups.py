@@ -7,9 +7,9 @@ from typing import Any
 
 from genimg.config.schema.option import option, seed_option
 
-_REFRESH = "List the files again: needed only if single files of 10,000 or more were rewritten in place"
-_RANGE = "[low, high] of 16- and 32-bit images: the values that become black and white; null: see docs/data.md"
-_FIT = "What to do if image_size has another aspect ratio than an image"
+_REFRESH = "List the files again; needed if files of a dataset of 10,000 files or more were rewritten in place"
+_RANGE = "For 16- and 32-bit images: [low, high], the values that become black and white; null: see docs/data.md"
+_FIT = "How to fit an image whose aspect ratio differs from that of image_size"
 _FITS = ("crop", "stretch", "pad")
 
 
@@ -17,48 +17,48 @@ _FITS = ("crop", "stretch", "pad")
 class Trainer:
     """The training loop. Durations and intervals are written as '25 epochs', '100k steps' or '5M images'."""
 
-    duration: str = option("Duration of the whole training", "25 epochs", type="duration")  # Radford et al.'s reference code
-    batch_size: int = option("Images per step", 64)
+    duration: str = option("Duration of training", "25 epochs", type="duration")  # Radford et al.'s reference code
+    batch_size: int = option("Number of images per step", 64)
     accumulation: int | str = option(
-        "Number of microbatches that each batch is split into to save memory; auto: as few as fit the GPU's memory",
+        "Number of microbatches that each batch is split into to save memory; auto: the fewest that fit in GPU memory",
         1,
         one_of=("auto",),
         or_type=(int,),
     )
-    max_grad_norm: int | float | None = option("L2 norm to clip each parameter group's gradient to", None)
-    sync_batch_norm: bool = option("On several GPUs: compute batch norm over all of them together", False)
+    max_grad_norm: int | float | None = option("Maximum L2 norm of each parameter group's gradient; null: no clipping", None)
+    sync_batch_norm: bool = option("With several GPUs: compute batch norm statistics over all GPUs", False)
     usual_duration: str | None = option(
-        "Published duration for this kind of model; a much shorter training logs a warning", None, type="duration | null"
+        "Published duration for this kind of model; a much shorter run logs a warning", None, type="duration | null"
     )
     weights: str = option(
-        "Weights for pictures and evaluations: ema, the first average of ema=[...]; the name of another; raw; auto: ema if "
-        "there is one, else raw",
+        "Weights for pictures and evaluations: ema (the first average of ema=[...]), the name of another average, "
+        "raw, or auto (ema if there is one, else raw)",
         "auto",
         type="auto | ema | raw | name",
     )
-    log_interval: str = option("Interval of logged values", "50 steps", type="duration")
-    preview_interval: str = option("Interval of pictures in samples/ and TensorBoard", "5 epochs", type="duration")
+    log_interval: str = option("Interval between logged values", "50 steps", type="duration")
+    preview_interval: str = option("Interval between pictures in samples/ and TensorBoard", "5 epochs", type="duration")
     preview_seconds: int | float | None = option(
-        "Longest time between pictures in s; after 5 minutes, every tenth of the training time so far; "
-        "null: by the interval alone",
+        "Maximum time between pictures in seconds, or a tenth of the training time so far if that is longer; null: "
+        "use only preview_interval",
         30,
     )
     preview_images: int = option("Number of images in each picture", 64)
     # The clock decides when something is saved, never what is computed.
-    checkpoint_interval: str = option("Interval of checkpoints", "5 epochs", type="duration")
+    checkpoint_interval: str = option("Interval between checkpoints", "5 epochs", type="duration")
     checkpoint_minutes: int | float | None = option(
-        "Longest time between checkpoints in min; step-N-timed.pt is replaced by the next checkpoint; "
-        "null: by the interval alone",
+        "Maximum time between checkpoints in minutes; such a checkpoint, step-N-timed.pt, is replaced by the next "
+        "one; null: use only checkpoint_interval",
         5,
     )
     keep_last: int = option(
-        "Number of checkpoints by interval to keep, besides the best one and one by time: disk space for 4 is needed", 2
+        "Number of regular checkpoints to keep, besides the best and a timed one: the default needs disk space for 4", 2
     )
 
 
 @dataclass
 class Performance:
-    """How the same training runs fastest. Results differ by rounding only."""
+    """Settings that make training faster. They change the results only by rounding."""
 
     _target_: str = option("")
     channels_last: bool | str = option("Channels-last memory format for convolutions", "auto", one_of=("auto", True, False))
@@ -78,19 +78,19 @@ class Performance:
 
 @dataclass
 class Evaluation:
-    """What every kind of evaluation has in common."""
+    """Options of every evaluation."""
 
     _target_: str = option("")
     num_images: int = option("Number of images", 1000)
     batch_size: int = option("Batch size", 50)
-    interval: str = option("Interval of evaluations; there is one at the end, too", "5 epochs", type="duration")
+    interval: str = option("Interval between evaluations; there is also one at the end", "5 epochs", type="duration")
     seed: int = seed_option("Seed")
     final_num_images: int | None = option(
-        "Number of images of an additional evaluation at the end of the training, such as 50000", None
+        "Number of images of an additional evaluation at the end of training, such as 50000", None
     )
     stop_if: Any = option(
-        "{factor: 3, evaluations: 2}: stop when the first metric is worse than 3 times its best twice in a row; "
-        "{metric: memorised, above: 0.5, evaluations: 2} (or below:): bound any metric",
+        "{factor: 3, evaluations: 2}: stop when the first metric is worse than 3 times its best value twice in a row; "
+        "{metric: memorised, above: 0.5, evaluations: 2} (or below:): set a limit for any metric",
         None,
         type="mapping | null",
     )
@@ -108,22 +108,22 @@ class Distances(Evaluation):
     seed: int = seed_option("Seed of the generated images")
     extractor: Any = option("Feature extractor", type="mapping")
     metrics: dict[str, Any] = option(
-        "Metrics; the first one chooses the best checkpoint; remove one with '~evaluation.metrics.NAME'", {}
+        "Metrics; the first one selects the best checkpoint; remove one with '~evaluation.metrics.NAME'", {}
     )
     additional: dict[str, Any] = option(
-        "Further extractors with their metrics, one for each further option of evaluation=[a,b]", {}
+        "Additional extractors with their metrics, one for each option after the first in evaluation=[a,b]", {}
     )
     bootstrap: int = option("Number of resamples for 95 % intervals; 0: no intervals", 0)
     reconstructions: int = option(
         "Number of images that an autoencoder reconstructs, held-out ones if there are any; 0: none", 1000
     )
     lpips: Any = option(
-        "For reconstructions: {_target_: genimg.evaluation.image_metrics.LPIPS, backbone: alex, ...}",
+        "LPIPS for reconstructions: {_target_: genimg.evaluation.image_metrics.LPIPS, backbone: alex, ...}",
         None,
         type="mapping | null",
     )
     cache_dir: str | None = option(
-        "Cache of real statistics; null: $GENIMG_CACHE, or ~/.cache/genimg", None, type="directory | null"
+        "Cache directory for statistics of real images; null: $GENIMG_CACHE, or ~/.cache/genimg", None, type="directory | null"
     )
 
 
@@ -131,9 +131,9 @@ class Distances(Evaluation):
 class Likelihood(Evaluation):
     """Likelihood of held-out images."""
 
-    num_images: int = option("Largest number of held-out images, chosen at random, stratified by class", 1000)
-    num_samples: int = option("Number K of latents per image; 5000 in the tables of Burda et al. 2016", 100)
-    batch_size: int = option("Images at once; does not influence the values", 100)
+    num_images: int = option("Maximum number of held-out images, chosen at random, stratified by class", 1000)
+    num_samples: int = option("Number of latents per image (K); 5000 in the tables of Burda et al. 2016", 100)
+    batch_size: int = option("Number of images per batch; does not influence the values", 100)
     seed: int = seed_option("Seed of the latents")
 
 
@@ -141,11 +141,11 @@ class Likelihood(Evaluation):
 class _Translation(Evaluation):
     """Evaluation of translations of held-out images."""
 
-    num_images: int = option("Largest number of held-out images, chosen at random, stratified by class", 1000)
-    batch_size: int = option("Batch size of translation; does not influence the values in sampled_mode=eval", 50)
+    num_images: int = option("Maximum number of held-out images, chosen at random, stratified by class", 1000)
+    batch_size: int = option("Batch size of translation; does not influence the values if sampled_mode=eval", 50)
     seed: int = seed_option("Seed of a task's randomness, such as noise")
     extractor: Any = option(
-        "Feature extractor of another evaluation, for Fréchet and kernel distances", None, type="mapping | null"
+        "Feature extractor for Fréchet and kernel distances, as in other evaluations", None, type="mapping | null"
     )
 
 
@@ -154,7 +154,7 @@ class PairedTranslation(_Translation):
     """Evaluation of translations against their targets."""
 
     best_by: str | None = option(
-        "Metric that chooses the best checkpoint; null: keep only the last",
+        "Metric that selects the best checkpoint; null: keep only the last checkpoint",
         "psnr",
         one_of=("psnr", "ssim", "ms_ssim", "l1", "lpips", "kd", "fd"),
         optional=True,
@@ -168,23 +168,24 @@ class PairedTranslation(_Translation):
 
 @dataclass
 class UnpairedTranslation(_Translation):
-    """Evaluation of the cycles and distributions of translations."""
+    """Evaluation of translations without targets: cycle errors and distances between distributions."""
 
     # A translator that changes nothing has cycle and identity errors of 0, so these cannot choose the best checkpoint.
     best_by: str | None = option(
-        "Metric that chooses the best checkpoint, with an extractor; null: keep only the last", None, one_of=("kd", "fd")
+        "Metric that selects the best checkpoint; needs an extractor; null: keep only the last", None, one_of=("kd", "fd")
     )
 
 
 @dataclass
 class Data:
-    """What every dataset has in common."""
+    """Options of every dataset."""
 
     _target_: str = option("")
     image_size: Any = option("Size in pixels, or [height,width]", type="int | list")
     channels: int = option("1: grey, 3: RGB, 4: RGB with alpha", 3)
     validation: int | float | str = option(
-        "Share of the images to hold out of training, or another split such as test, for metrics of held-out images",
+        "Share of the images to hold out from training, or the name of another split such as test, for metrics on "
+        "held-out images",
         0,
         type="number | text",
     )
@@ -210,7 +211,7 @@ class Folder(Data):
     fit: str = option(_FIT, "crop", one_of=_FITS)
     labels: str = option("Whether images have classes", "auto", one_of=("auto", "required", "none"))
     captions: str | None = option(
-        "JSON lines file within root; auto: see docs/data.md; null: none", "auto", type="auto | file | null"
+        "JSON Lines file with the captions, in root; auto: see docs/data.md; null: none", "auto", type="auto | file | null"
     )
     range: list[int | float] | None = option(_RANGE, None)
     refresh_index: bool = option(_REFRESH, False)
@@ -229,7 +230,7 @@ class ImageNet(Data):
 
 @dataclass
 class Torchvision(Data):
-    """A small dataset in torchvision's layout, downloaded when absent."""
+    """A small dataset in torchvision's layout, downloaded if it is missing."""
 
     root: str = option("Directory of the dataset", "${oc.env:GENIMG_DATA,datasets}", type="directory")
     split: str = option("Split", "train", one_of=("train", "test"))
@@ -241,14 +242,14 @@ class Torchvision(Data):
 class Npz(Data):
     """Images in a NumPy archive."""
 
-    path: str = option("File", type="file")
+    path: str = option("Archive (.npz)", type="file")
     split: str | None = option(
         "Split of an archive with arrays such as x_train and x_test; null: train", None, type="train | val | test | null"
     )
-    images: str | None = option("Name of the array of images; null: by names and shapes, see docs/data.md", None)
+    images: str | None = option("Name of the array of images; null: found by names and shapes, see docs/data.md", None)
     labels: str = option("Name of the array of labels", "auto", type="auto | none | text")
     range: list[int | float] | None = option(
-        "[low, high]: the values that become black and white; null: uint8, or floats between 0 and 1", None
+        "[low, high]: the values that become black and white; null: values are uint8, or floats between 0 and 1", None
     )
     image_size: Any = option("Size in pixels, or [height,width]", 32, type="int | list")
     fit: str = option(_FIT, "crop", one_of=_FITS)
@@ -259,17 +260,19 @@ class Prepared(Data):
     """Images that genimg-prepare packed."""
 
     root: str = option("Directory that genimg-prepare wrote", type="directory")
-    image_size: Any = option("Size in pixels as they were packed; others are refused", 32, type="int | list")
+    image_size: Any = option("Size in pixels of the packed images; any other value is an error", 32, type="int | list")
 
 
 @dataclass
 class Shapes(Data):
-    """Drawn shapes."""
+    """Generated images of simple shapes."""
 
-    seed: int = seed_option("Seed of the dataset, not of the training")
+    seed: int = seed_option("Seed of the dataset, independent of the run's seed")
     num_images: int = option("Number of images", 10000)
     image_size: Any = option("Size in pixels, or [height,width]", 32, type="int | list")
-    num_objects: int = option("1, or 2 with captions such as 'a small red circle above a large blue square'", 1)
+    num_objects: int = option(
+        "Number of shapes in an image: 1, or 2 with captions such as 'a small red circle above a large blue square'", 1
+    )
     labels: str = option("Classes: shape, or colour and shape such as 'red circle'", "shape", one_of=("shape", "color_shape"))
     held_out: list[str] = option("Combinations that are never drawn, such as [red circle,blue square]", [])
 
@@ -279,11 +282,11 @@ class _Two(Data):
     """Two domains of images, a and b."""
 
     root: str | None = option("Directory of the files", None, type="directory | null")
-    a: str | None = option("Folder of images a, instead of root", None, type="directory | null")
-    b: str | None = option("Folder of images b, instead of root", None, type="directory | null")
-    image_size: Any = option("Size of either image in pixels, or [height,width]", 256, type="int | list")
-    channels_a: int | None = option("Channels of a, if they differ from those of b", None)
-    channels_b: int | None = option("Channels of b, if they differ from those of a", None)
+    a: str | None = option("Folder of domain a (set either root, or a and b)", None, type="directory | null")
+    b: str | None = option("Folder of domain b (set either root, or a and b)", None, type="directory | null")
+    image_size: Any = option("Size of the images of both domains in pixels, or [height,width]", 256, type="int | list")
+    channels_a: int | None = option("Number of channels of a, if it differs from that of b", None)
+    channels_b: int | None = option("Number of channels of b, if it differs from that of a", None)
     fit: str = option(_FIT, "crop", one_of=_FITS)
     range: list[int | float] | None = option(_RANGE, None)
     refresh_index: bool = option(_REFRESH, False)
@@ -304,21 +307,21 @@ class Unpaired(_Two):
 
 @dataclass
 class Module(Data):
-    """What a function of your own package returns."""
+    """A dataset that a function in your own package returns."""
 
-    factory: str = option("Function, as package.module:function", type="text")
-    arguments: dict[str, Any] = option("Its keyword arguments", {})
-    image_size: Any = option("Size in pixels, or [height,width]; null: that of the first image", None, type="int | list | null")
-    channels: int | None = option("1: grey, 3: RGB, 4: RGB with alpha; null: those of the first image", None)  # type: ignore[assignment]
+    factory: str = option("Function that returns the dataset, as package.module:function", type="text")
+    arguments: dict[str, Any] = option("Keyword arguments of the function", {})
+    image_size: Any = option("Size in pixels, or [height,width]; null: as in the first image", None, type="int | list | null")
+    channels: int | None = option("1: grey, 3: RGB, 4: RGB with alpha; null: as in the first image", None)  # type: ignore[assignment]
     fit: str = option(_FIT, "crop", one_of=_FITS)
 
 
 @dataclass
 class Given(Data):
-    """Images that a Python program brings."""
+    """Images that a Python program passes in memory."""
 
-    image_size: Any = option("Size in pixels, or [height,width]; null: that of the first image", None, type="int | list | null")
-    channels: int | None = option("1: grey, 3: RGB, 4: RGB with alpha; null: those of the first image", None)  # type: ignore[assignment]
+    image_size: Any = option("Size in pixels, or [height,width]; null: as in the first image", None, type="int | list | null")
+    channels: int | None = option("1: grey, 3: RGB, 4: RGB with alpha; null: as in the first image", None)  # type: ignore[assignment]
     fit: str = option(_FIT, "crop", one_of=_FITS)
 
 
@@ -334,7 +337,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "paired": Paired, "unpaired": Unpaired, "module": Module, "given": Given,
     },
 }  # fmt: skip
-"""Schemas by group and name. A file of the group includes one in its defaults list: ``/_schema/GROUP/NAME@_here_``."""
+"""Schemas by group and name. Each file of a group includes one in its defaults list: ``/_schema/GROUP/NAME@_here_``."""
 
 OPEN: dict[str, dict[str, type]] = {"data": {"common": Data}}
 """Schemas for files that add keys, such as the configs of your own datasets."""

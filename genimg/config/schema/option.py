@@ -1,4 +1,4 @@
-"""Declare the type, default and help of config options, and nodes with which OmegaConf checks values."""
+"""Declare the type, default and help of config options, and the nodes that OmegaConf uses to check values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from omegaconf.base import Metadata
 from omegaconf.errors import ValidationError
 
 _NAMES = {int: "int", float: "number", str: "text", bool: "true | false", list: "list", dict: "mapping"}
-_LARGEST_SEED = 2**63 - 1  # that both torch and NumPy accept
+_LARGEST_SEED = 2**63 - 1  # accepted by both torch and NumPy
 _SPOKEN = {
     "int": "a whole number", "number": "a number", "list": "a list such as [a,b]", "mapping": "a mapping such as {a: 1}",
     "duration": "a duration such as '25 epochs'", "path": "a path", "file": "a file", "directory": "a directory",
@@ -28,9 +28,9 @@ class Option:
     Attributes:
         name: Key of the option.
         type: Type, or the allowed values, in words.
-        default: Default, "???" if a value is required.
+        default: Default value; "???" if a value is required.
         help: One line of help.
-        heading: Heading that begins with this option; empty if it continues the one before.
+        heading: Heading of the help section that starts with this option; empty if the option does not start a section.
     """
 
     name: str
@@ -48,7 +48,7 @@ class OneOf(ValueNode):
         words: Allowed values.
         types: Types of other allowed values.
         is_optional: Whether null is allowed.
-        bounds: Least and greatest number, both allowed.
+        bounds: Minimum and maximum of a number, inclusive.
     """
 
     _words: tuple[str | bool, ...]
@@ -102,13 +102,13 @@ def option(
         type: Type in words, where the annotation is not precise enough.
         one_of: Allowed values of a closed set.
         or_type: Types of allowed values besides ``one_of``.
-        heading: Heading in the help of the section that begins with this option.
+        heading: Heading of the help section that starts with this option.
         optional: Whether a closed set allows null; a default of null implies it.
-        least: Least value of a whole number.
-        most: Greatest value of a whole number.
+        least: Minimum of a whole number.
+        most: Maximum of a whole number.
     """
     if isinstance(default, bool) and not one_of:
-        one_of = (True, False)  # OmegaConf's own type takes 3 and "yes" for true
+        one_of = (True, False)  # OmegaConf's own type would accept 3 and "yes" as true
     is_bounded = least is not None or most is not None
     if is_bounded and not or_type:
         or_type = (int,)
@@ -148,7 +148,7 @@ def _copied(value: Any) -> Any:
 def describe_values(
     words: tuple[str | bool, ...], types: tuple[type, ...], least: int | None = None, most: int | None = None
 ) -> str:
-    """Return the allowed values as a config file writes them: ``auto | true | int`` or ``int from 0 to 9``."""
+    """Return the allowed values as they are written in a config file: ``auto | true | int`` or ``int from 0 to 9``."""
     to = "" if most is None else " to 2^63-1" if most == _LARGEST_SEED else f" to {most}"
     bounds = ("" if least is None else f" from {least}") + to
     shown = [str(word).lower() if isinstance(word, bool) else word for word in words]
@@ -156,7 +156,7 @@ def describe_values(
 
 
 def options_of(schema: type) -> Iterator[Option]:
-    """Yield the options of a schema in its order, without ``_target_``."""
+    """Yield the options of a schema in the order of declaration, without ``_target_``."""
     hints = get_type_hints(schema)
     for each in dataclasses.fields(schema):
         if each.name != "_target_":
