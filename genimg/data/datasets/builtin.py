@@ -256,7 +256,7 @@ def folder(
     """List every image below a directory or in a zip file, in any format that Pillow reads.
 
     Args:
-        root: Directory or .zip file. Labels come from its dataset.json, see genimg.data.classes. Without that file, the
+        root: Directory or .zip file. Labels come from its dataset.json (see genimg.data.classes). Without that file, the
             direct subdirectories that contain images are the classes, in alphabetical order.
         image_size, channels, fit: See ``PixelFormat``; None for both the size and the channels keeps the files' own.
         labels: ``auto`` uses classes if every image has one; ``required`` rejects a folder without them; ``none``

@@ -1,7 +1,7 @@
 """Restoration tasks: the source is a degraded image, the target the original.
 
 Sources are clipped and rounded to 256 levels, like the files that users translate later. Most papers on denoising do
-neither, which is ``clip=False``. Results of the two are not comparable.
+neither, as with ``clip=False``. The results with and without clipping are not comparable.
 """
 
 from __future__ import annotations
@@ -146,12 +146,12 @@ class Inpaint(Task):
 
 
 class SuperResolution(Task):
-    """Super-resolution of images downscaled by antialiased bicubic interpolation; sources are enlarged again.
+    """Super-resolution of images downscaled by antialiased bicubic interpolation; sources are scaled back to full size.
 
     The interpolation is Pillow's, without its rounding between rows and columns.
 
     Args:
-        factor: Ratio of the sides, at least 2.
+        factor: Ratio of the side lengths, at least 2.
     """
 
     def __init__(self, *, factor: int) -> None:
