@@ -16,7 +16,7 @@ from genimg.utils.paths import expanded
 
 log = logging.getLogger(__name__)
 
-_SHOWN = 10  # printed rows of the leaderboard
+_SHOWN = 10  # maximum number of printed rows of the leaderboard
 _WIDTH = 60  # maximum number of characters of a run's name and of its status
 
 
@@ -46,7 +46,7 @@ def report(composed: DictConfig) -> None:
 
 
 def leaderboard(written: Report) -> str:
-    """Return the first lines of the leaderboard as plain text: runs, or settings with their means over seeds."""
+    """Return the first lines of the leaderboard as plain text: runs, or settings with the means over their seeds."""
     ranking, swept = written.ranking, written.swept
     if ranking.has_seeds and ranking.metric:
         rows = [("", "", f"mean of best {ranking.metric} ± sd", "")]

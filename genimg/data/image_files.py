@@ -60,7 +60,7 @@ def captions_of(files: ImageFiles, wanted: str | None) -> FolderCaptions | None:
     """Return the captions of a directory's images (see ``find_captions``); a zip file has none.
 
     Raises:
-        DataError: If the file of captions is missing.
+        DataError: If the caption file is missing.
         ConfigError: If captions of a zip file are requested.
     """
     if not isinstance(files, ZipImages):

@@ -268,7 +268,7 @@ def folder(
 
     Raises:
         ConfigError: If a parameter has an unknown value.
-        DataError: If ``root`` is missing or contains no images, the file of captions is missing, labels are required and
+        DataError: If ``root`` is missing or contains no images, the caption file is missing, labels are required and
             there are none, or the files' own sizes differ.
     """
     if labels not in ("auto", "required", "none"):
