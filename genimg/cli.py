@@ -1,4 +1,4 @@
-"""The entry points. Nothing heavy is imported before the config is composed, so help and completion answer at once."""
+"""The entry points. Nothing heavy is imported before the config is composed, so help and completion are fast."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def export() -> None:
 
 
 def _member(dotted: str) -> Callable[..., Any]:
-    """Import a function below ``genimg.commands``; late, because its module imports torch."""
+    """Import a function below ``genimg.commands``, only when it is needed, because its module imports torch."""
     module, _, name = dotted.partition(".")
     member: Callable[..., Any] = getattr(importlib.import_module(f"genimg.commands.{module}"), name)
     return member
@@ -107,21 +107,21 @@ def _command(
     rewrite: Callable[[Sequence[str]], list[str]] | None = None,
     model_help: str | None = None,
 ) -> Iterator[Callable[[], Any]]:
-    """Give what composes the config and runs a command; what a user can cause ends in one message.
+    """Yield a function that composes the config and runs a command. An error that a user can cause ends in one message.
 
     Args:
-        name: Of the command, without genimg-.
-        function: What it calls with the config, below ``genimg.commands``: its module and its name.
-        config: Name of its primary config, where that is another one.
-        rewrite: Turns arguments of the command line into what Hydra understands.
-        model_help: What returns the options of the model of ``ckpt=``, for --help, named as ``function``.
+        name: Name of the command, without genimg-.
+        function: Module and name, below ``genimg.commands``, of the function that is called with the config.
+        config: Name of the command's primary config; None if it is ``name``.
+        rewrite: Function that turns arguments of the command line into arguments that Hydra understands.
+        model_help: Module and name of the function that returns the options of the model of ``ckpt=`` for --help.
     """
     protect_standard_streams()
     primary = config or name
     failures: list[Failure] = []
 
     def task(composed: DictConfig) -> Any:
-        """In a single run, keep the error from Hydra, which would print lines of its own about it."""
+        """Run the command. The error of a single run is hidden from Hydra, because Hydra would print its own lines about it."""
         directories.task_begins()
         try:
             return _member(function)(composed)
@@ -149,8 +149,8 @@ def _command(
         if name == "train":
             importlib.import_module("genimg.sweeps.plugins").register()
             os.environ[resolvers.COMMAND_LINE] = shlex.join(sys.argv[1:])
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors pass to us instead of printing them in its own way
-        logging.raiseExceptions = False  # a log file on a full disk must not bury the message under tracebacks
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
+        logging.raiseExceptions = False  # a full disk must not bury the message under tracebacks of logging
         yield hydra.main(version_base="1.3", config_path=config_dir(), config_name=primary)(task)
         if failures:
             raise failures[0].error

@@ -1,8 +1,8 @@
 """Errors that a user can cause and fix. Any other exception is a bug in genimg.
 
-A message begins with the setting it is about, as ``name=value``. Library code names its own parameters: a network raises
+A message begins with the setting that it is about, as ``name=value``. Library code names its own parameters: a network raises
 ``ValueError("kernel_size=7 is not supported: use 4 or 5")``, or one of the errors below if it is also called without a config.
-Only the config layer knows where an object is mounted, so it changes the name to ``model.discriminator.kernel_size=7``.
+Only the config layer has the dotted key of an object, so it changes the name to ``model.discriminator.kernel_size=7``.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class UserError(Exception):
     Args:
         problem: Description of the problem. It begins with ``key=value`` if it is about a setting.
         fix: Suggested fix, shown after the problem and a colon. Empty if the problem already says it.
-        key: Name of the setting at fault: a parameter, or a dotted key of the config. By default the name that the problem
-            begins with, as in ``width=0 must be positive``; empty if there is none.
+        key: Name of the setting at fault: a parameter, or a dotted key of the config. The default is the name with which the
+            problem begins, as in ``width=0 must be positive``, or an empty string if there is none.
     """
 
     def __init__(self, problem: str, fix: str = "", *, key: str | None = None) -> None:
@@ -38,7 +38,7 @@ class UserError(Exception):
         has_value = found is not None and found[2] is not None
         self.key = key if key is not None else found[1] if found and has_value else ""
         self.value = found[2] if found and has_value and found[1] == self.key else None
-        """The setting's value as shown in the message; None if it shows none."""
+        """The setting's value as the message shows it; None if the message shows no value."""
 
     def mounted(self, path: str, parameters: Collection[str], origins: Mapping[str, str] = MappingProxyType({})) -> Self:
         """Return the same error with the parameters of the object at ``path`` named by their dotted config keys.
@@ -72,11 +72,11 @@ class CheckpointError(UserError, ValueError):
 
 
 def is_bug(error: BaseException) -> bool:
-    """Return whether an error raised by a running command is a bug, and not something that a user can cause.
+    """Return whether an error raised by a running command is a bug, not an error that a user can cause.
 
-    User errors are those of this module and of torch.compile, running out of memory, a batch too small for batch norm, a
-    killed DataLoader worker, and an OSError that names a file. Errors of Hydra and OmegaConf are user errors only while a
-    config is composed, before a command runs.
+    User errors are the classes of this module, errors of torch.compile, running out of memory, a batch that is too small for
+    batch norm, a killed DataLoader worker, and an OSError that names a file. Errors of Hydra and OmegaConf are user errors only
+    while a config is composed, before a command runs.
     """
     is_compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
     is_named = isinstance(error, OSError) and error.filename is not None
@@ -124,7 +124,7 @@ def join(path: str, name: str) -> str:
 
 
 def name_in_config(text: str, path: str, parameters: Collection[str], origins: Mapping[str, str] = MappingProxyType({})) -> str:
-    """Return a message with the dotted key in place of every ``parameter=`` and of a parameter that it begins with.
+    """Return a message in which dotted keys replace every ``parameter=``, and a parameter at its beginning.
 
     Args:
         text: Message that names parameters.

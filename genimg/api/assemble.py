@@ -55,7 +55,7 @@ class Assembly:
         config: The given config, with a different evaluation if the weights of the given one are not available.
         builder: Builder of the config's nodes.
         facts: Facts about the data.
-        components: Components of the training.
+        components: The training components.
         logger: Logger that receives the run's records in addition to its directory; None for ``logger=tensorboard``.
     """
 
@@ -77,10 +77,10 @@ def assemble(
     weights: Mapping[str, Tensor] | None = None,
     check_classes: Callable[[Sequence[str]], None] | None = None,
 ) -> Assembly:
-    """Build a training's components; cheap checks run first, so a typo fails before any download.
+    """Build the components of a training run. Cheap checks run first, so a typo fails before any download.
 
     Args:
-        config: The composed config. ``trainer.accumulation=auto`` stands for 1 until it is resolved by trials.
+        config: The composed config. ``trainer.accumulation=auto`` counts as 1 until trials resolve it.
         device_name: Name of this process's device.
         named: See ``Builder``; None for a config that does not come from a checkpoint.
         decided: Resolved ``auto`` settings of the run that is resumed.
@@ -150,7 +150,7 @@ def assemble(
 def _placement(
     config: Config, device_name: str, decided: Decisions | None, builder: Builder
 ) -> tuple[torch.device, Precision, Performance]:
-    """Return the device, the precision and the performance settings of the training."""
+    """Return the device, the precision and the performance settings for training."""
     device = choose_device(device_name)
     wanted = decided.precision if decided is not None and config["precision"] == "auto" else config["precision"]
     precision = choose_precision(wanted, device)
@@ -245,7 +245,7 @@ def build_schedules(config: Mapping[str, Any], specs: Mapping[str, OptimizerSpec
 
 
 def _checked(config: Config, named: Named | None, decided: Decisions | None) -> tuple[Builder, dict[str, Any], type[Method]]:
-    """Return the parts that need no data: a builder with epochs of one image, the ``trainer`` group, and the model's class."""
+    """Return what needs no data: a builder in which an epoch is one image, the ``trainer`` group, and the model's class."""
     check_top_level(config)
     if type(config["seed"]) is not int or config["seed"] < 0:
         raise ConfigError(f"seed={config['seed']} must be a whole number, 0 or more")
@@ -275,7 +275,7 @@ def _synchronised(method: Method, device: torch.device) -> Method:
     elif device.type != "cuda":
         raise ConfigError(f"trainer.sync_batch_norm=true needs GPUs, but the device is {device.type}: leave it false")
     for name, network in list(method.named_children()):
-        if any(parameter.requires_grad for parameter in network.parameters()):  # averages are sampled by rank 0 alone
+        if any(parameter.requires_grad for parameter in network.parameters()):  # rank 0 alone samples from averages
             setattr(method, name, nn.SyncBatchNorm.convert_sync_batchnorm(network))
     return method
 

@@ -37,7 +37,7 @@ class TrainedCheckpoint:
     Attributes:
         path: Path of the file.
         state: Content of the file.
-        config: The resolved config of the training, read-only; it includes paths that the user has set again.
+        config: The resolved config of the training run, read-only, with the paths that the user has changed.
         builder: Builder of the config's nodes.
         weights: Weights that ``method`` loads: ``raw``, the name of an average, or the length of a power-function average.
     """
@@ -64,9 +64,9 @@ class TrainedCheckpoint:
             given: The file, or a run directory.
             which: Checkpoint of a run directory, ``last`` or ``best``.
             allow: Packages that the user trusts in addition to genimg.
-            named: Machine-local settings of its config that the user sets, by dotted key.
-            weights: ``raw``; ``ema``, the first average of the training; the name of another; or the length of a power-function
-                average. None uses the weights that the training evaluated.
+            named: Machine-local settings of the checkpoint's config that the user sets, by dotted key.
+            weights: ``raw``, ``ema`` (the first average), the name of another average, or the length of a power-function
+                average. None uses the weights that were evaluated during training.
 
         Raises:
             CheckpointError: If there is no checkpoint, or it is broken.
@@ -113,7 +113,7 @@ class TrainedCheckpoint:
         return ema.label_of(self.state["averages"], self.weights)
 
     def _averaged(self) -> Mapping[str, torch.Tensor]:
-        """Return the averaged weights that replace raw ones; none for ``raw``."""
+        """Return the averaged weights that replace raw ones; an empty mapping for ``raw``."""
         if not isinstance(self.weights, float):
             found: Mapping[str, torch.Tensor] = {} if self.weights == ema.RAW else self.state["averages"][self.weights]
             if self.weights != ema.RAW and not found:
@@ -137,7 +137,7 @@ class TrainedCheckpoint:
         """Build the model with its weights, on the device, in evaluation mode, without training-only components.
 
         Raises:
-            CheckpointError: If the weights do not fit the model in the config, for example after a change of its code.
+            CheckpointError: If the weights do not fit the model in the config, for example because its code has changed.
         """
         config = thaw(self.config)
         untrusted.take_out(config, self.builder, ("conditioning", "model"))
@@ -178,7 +178,7 @@ def _length_of(weights: object) -> float | None:
 
 
 def _inference_weights(method: Method) -> set[str]:
-    """Return the names of the weights that make images."""
+    """Return the names of the weights that generation uses."""
     return {name for name in method.state_dict() if name.partition(".")[0] in method.inference_networks}
 
 

@@ -49,7 +49,7 @@ def named_held_out(given: str, reader: ImageReader) -> DatasetImages:
 def own_held_out(
     config: Mapping[str, Any], real: DatasetImages, builder: Builder, device: torch.device
 ) -> DatasetImages | None:
-    """Return images of a checkpoint's data that training did not see: data.validation, else the test split.
+    """Return images of a checkpoint's data that training did not see: those of data.validation, or else the test split.
 
     Args:
         config: Config of the checkpoint.
@@ -125,7 +125,7 @@ def _describe_copies(result: Evaluation, evaluator: Evaluator, num_generated: in
     """Log the percentage of generated images that are copies."""
     metric = next((metric for metric in evaluator.metrics.values() if isinstance(metric, Memorisation)), None)
     if metric is None or held_out is None:
-        log.info("no held-out images to compare with: held_out=WHAT names some, and the share of copies is then measured")
+        log.info("no held-out images to compare with: to measure the share of copies, give some with held_out=WHAT")
         return
     name = next(name for name in result.values if name.startswith(Memorisation.short_name))
     deviation = fresh_deviation(metric.quantile, num_generated, len(held_out))

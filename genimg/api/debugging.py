@@ -1,4 +1,4 @@
-"""The group ``debug``: settings that shorten any training to check quickly that it works."""
+"""The group ``debug``: settings that shorten any training run, to check quickly that it works."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ITS_OWN = ("one_batch",)  # applied when the data is built
 
 
 def shortened(composition: Composition) -> Composition:
-    """Apply the chosen ``debug`` option to the keys that the config has and that no override sets.
+    """Apply the chosen ``debug`` option to those keys of the config that no override sets.
 
     Raises:
         ConfigError: If ``debug`` is not a mapping, or is combined with ``resume=PATH``, which uses the checkpoint's settings.

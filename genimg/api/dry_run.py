@@ -1,4 +1,4 @@
-"""``dry_run=true``: estimate the cost of a training in seconds by running a few of its steps, without creating a run."""
+"""``dry_run=true``: run a few training steps to estimate the cost of a whole run, without creating a run directory."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from genimg.utils.durations import time_in_words
 
 log = logging.getLogger(__name__)
 
-_SAMPLE = 256  # images to decode, to check the data and to train on
-_SECONDS = 5.0  # of measured steps
+_SAMPLE = 256  # number of images that are decoded to check the data, and used to train
+_SECONDS = 5.0  # duration of the measured steps
 
 
 def rehearse(parts: TrainingComponents, duration: str) -> None:
-    """Check the data, train a few steps on a sample of it, and log the estimated cost of the whole training.
+    """Check the data, train a few steps on a sample of it, and log the estimated cost of the whole run.
 
     Args:
         parts: Untrained components.
@@ -60,7 +60,7 @@ def rehearse(parts: TrainingComponents, duration: str) -> None:
         where = "on the device" if data.storage == "device" else "in host memory"
         log.info("images %s: %.0f MB", where, len(parts.source) * np.prod(parts.source.shape) / 1e6)
     total = parts.settings.duration / parts.settings.batch_size * step
-    log.info("step: %.1f ms, %.0f images/s (mean of a few)", 1e3 * step, parts.settings.batch_size / step)
+    log.info("step: %.1f ms, %.0f images/s (mean of a few steps)", 1e3 * step, parts.settings.batch_size / step)
     workers = max(1, data.num_workers)
     if data.storage == "workers" and rate * workers < parts.settings.batch_size / step:
         log.warning("%d workers decode %.0f images/s, which is slower than training: pack the images with genimg-prepare, or "
@@ -128,7 +128,7 @@ def _report_memory(parts: TrainingComponents, trainer: Trainer) -> None:
         total = torch.cuda.get_device_properties(parts.device).total_memory
         log.info("GPU memory: %.2f GB at most, of %.0f", torch.cuda.max_memory_allocated(parts.device) / 1e9, total / 1e9)
         return
-    if sys.platform == "win32":  # which has no module resource
+    if sys.platform == "win32":  # Windows has no module ``resource``
         return
     import resource
 
@@ -148,7 +148,7 @@ def bytes_of(state: object) -> int:
 def _report_evaluation(parts: TrainingComponents, trainer: Trainer, sample: ImageLoader) -> None:
     if parts.evaluator is None:
         return
-    evaluator, method = parts.evaluator.evaluator, trainer.sampled.eval()  # with the weights that the training measures
+    evaluator, method = parts.evaluator.evaluator, trainer.sampled.eval()  # with the weights that training evaluates
     number = -(-parts.settings.duration // parts.evaluator.interval)
     if not isinstance(evaluator, Evaluator):
         count = min(8, len(sample.source))
@@ -175,7 +175,7 @@ def _features(extractor: Extractor, images: torch.Tensor) -> torch.Tensor:
 
 
 def _seconds(compute: Callable[[], torch.Tensor]) -> float:
-    """Return the shorter time of two runs, because the first may allocate memory and choose algorithms."""
+    """Return the shorter time of two calls, because the first may allocate memory and choose algorithms."""
     times = []
     for _ in range(2):
         before = time.perf_counter()

@@ -52,8 +52,8 @@ def evaluate(
             ``as_dataset``); or the name of a folder, an .npz, or a dataset such as ``mnist:test``.
         real: Real images in the same forms, or the path of saved statistics.
         evaluation: Option of the group ``evaluation``, which names the extractor and the metrics, or several options.
-            The result lists the first metric of the first option first.
-        num_images: Number of images, chosen reproducibly; None takes all.
+            The first metric of the first option is the first value of the result.
+        num_images: Number of images to measure, chosen reproducibly; None measures all.
         batch_size: Batch size of the feature extraction; it does not affect the values.
         bootstrap: Number of bootstrap resamples for 95 % intervals.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
@@ -103,7 +103,7 @@ def measure(
 
     Args:
         composition: The composed options.
-        own: Datasets that replace those named by the options ``images`` and ``real``, by name of the option.
+        own: Datasets that replace those named by the options ``images`` and ``real``, by option name.
         loaded: The checkpoint that the option ``ckpt`` names, with its model, if the caller has already loaded it.
 
     Returns:
@@ -187,7 +187,7 @@ def _real(request: Request, builder: Builder, device: torch.device) -> Side:
 
 
 def _evaluation(request: Request, real: Side) -> Mapping[str, Any]:
-    """Return the given evaluation; single keys are merged into the dataset's own evaluation, or else into Inception's."""
+    """Return the given evaluation; single keys change the dataset's own evaluation, or else Inception's."""
     given = request.evaluation or {}
     if "_target_" in given:
         return given

@@ -84,7 +84,7 @@ def evaluate_checkpoint(request: Request, device: torch.device, loaded: LoadedCh
     translates = offers(builder.locate(config["model"]["_target_"], "model"), Translates)
     evaluation = _evaluation(request, config["evaluation"], builder)
     if "_target_" not in evaluation:
-        fitting = "translation (unpaired_translation for unpaired data)" if translates else "inception or another of the group"
+        fitting = "translation (unpaired_translation for unpaired data)" if translates else "inception or another option"
         raise ConfigError(
             f"ckpt={options.ckpt} was trained with evaluation=none, so there is nothing to evaluate it with: choose "
             f"evaluation={fitting}"
@@ -131,7 +131,7 @@ def _evaluation(request: Request, own: Mapping[str, Any], builder: Builder) -> M
     Args:
         request: The options.
         own: Evaluation of the checkpoint.
-        builder: Builder that knows the paths given on the command line; the checkpoint's own paths are removed.
+        builder: Builder that accepts the paths given on the command line; the checkpoint's own paths are removed.
     """
     given, weights = request.evaluation or {}, request.options.inception_weights
     if "_target_" in given:
@@ -206,7 +206,7 @@ def _evaluate_samples(request: Request, checkpoint: TrainedCheckpoint, device: t
     if real.images is not None:
         if options.held_out is not None and isinstance(
             method, Reconstructs
-        ):  # held_out= may have any size: it is for neighbours only
+        ):  # held_out= may have any size: it is used only for neighbours
             own = _held_out(request, checkpoint, real, device)
         side, images = _to_reconstruct(request, real.images, own)
         result = evaluator.with_reconstructions(result, method, images, side, device)
@@ -224,14 +224,14 @@ def _training_images(checkpoint: TrainedCheckpoint, device: torch.device) -> Sid
 
 
 def _held_out(request: Request, checkpoint: TrainedCheckpoint, real: Side, device: torch.device) -> DatasetImages | None:
-    """Return images of the checkpoint's data unseen in training; None if the real images are others or another split."""
+    """Return the checkpoint's held-out images; None if the real images are other data or another split."""
     if request.real is not None or request.options.split is not None or real.images is None:
         return None
     return own_held_out(checkpoint.config, real.images, checkpoint.builder, device)
 
 
 def _to_reconstruct(request: Request, real: DatasetImages, held_out: DatasetImages | None) -> tuple[str, DatasetImages]:
-    """Return the name of the images to reconstruct and the images, held-out ones if available."""
+    """Return the name of the images to reconstruct, and these images; they are held out if possible."""
     if request.real is not None:
         return "real", real
     if request.options.split is not None:

@@ -23,7 +23,7 @@ _NUMBERS = ("num_images", "num_real", "batch_size", "seed", "bootstrap")  # opti
 
 
 def with_numbers(evaluation: Mapping[str, Any], options: Eval, names: tuple[str, ...]) -> dict[str, Any]:
-    """Return an evaluation updated with the options that are given.
+    """Return an evaluation updated with the given options.
 
     Args:
         evaluation: Resolved evaluation node.
@@ -35,7 +35,7 @@ def with_numbers(evaluation: Mapping[str, Any], options: Eval, names: tuple[str,
 
 
 def with_inception_weights(evaluation: Mapping[str, Any], weights: str) -> dict[str, Any]:
-    """Return an evaluation with another path of the Inception weights."""
+    """Return an evaluation with a different path to the Inception weights."""
     additional = {name: with_inception_weights(node, weights) for name, node in (evaluation.get("additional") or {}).items()}
     changed = {**evaluation, **({"additional": additional} if additional else {})}
     return {**changed, "extractor": {**evaluation["extractor"], "weights": weights}} if _is_inception(evaluation) else changed
@@ -60,7 +60,7 @@ def evaluation_of(options: Eval, chosen: Mapping[str, Any], real: Side) -> dict[
         real: The real images.
 
     Raises:
-        ConfigError: For an option that has no effect on this evaluation or these images.
+        ConfigError: If an option has no effect on this evaluation or these images.
     """
     changed = with_numbers(chosen, options, _NUMBERS)
     if options.inception_weights is not None:
@@ -93,7 +93,7 @@ def evaluator_for(
         held_out: Images that training did not see, if there are any.
 
     Raises:
-        ConfigError: If the evaluation compares no images, or nothing in it reads ``held_out=``.
+        ConfigError: If the evaluation does not compare images, or does not use ``held_out=``.
         DataError: If the statistics of the real images come from another extractor.
     """
     if options.neighbors and held_out is not None:

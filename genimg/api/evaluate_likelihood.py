@@ -39,8 +39,8 @@ def evaluate_likelihood(request: Request, checkpoint: TrainedCheckpoint, device:
         device: Device of the model.
 
     Raises:
-        ConfigError: For settings that have no effect here.
-        DataError: For images that do not fit the model.
+        ConfigError: If a setting has no effect here.
+        DataError: If images do not fit the model.
     """
     if useless := sorted(request.typed.keys() - _KEYS):
         raise ConfigError(f"{request.typed[useless[0]]} has no effect with evaluation=likelihood: remove it")

@@ -1,4 +1,4 @@
-"""The options of genimg-eval, and the checks of them that are cheap."""
+"""The options of genimg-eval, and their cheap checks."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Request:
 
     Attributes:
         options: Options of the command.
-        groups: Groups that are given, by name: ``evaluation`` and groups of a checkpoint's config.
+        groups: Config groups that are given, by name: ``evaluation`` and groups of a checkpoint's config.
         typed: Mapping from option or group to its first override.
-        own: Images that replace those named by ``options.images`` and ``options.real``, by option.
+        own: Images that replace those named by ``options.images`` and ``options.real``, by option name.
     """
 
     options: Eval
@@ -53,15 +53,15 @@ class Request:
 
         Args:
             composition: The composed options.
-            own: Images by option.
+            own: Images given in Python, by option name.
 
         Raises:
-            ConfigError: For a value out of range, or a setting that has no effect.
+            ConfigError: If a value is out of range, or a setting has no effect.
         """
         options, groups = read_options(composition.config, Eval, untrusted.GROUPS)
         request = cls(options, groups, _typed(composition), own)
         if request.evaluation == {}:
-            raise ConfigError("evaluation=none evaluates nothing: choose another of the group")
+            raise ConfigError("evaluation=none evaluates nothing: choose another option of the group")
         _check_values(options)
         request._refuse_what_has_no_effect()
         request._require_images()
@@ -79,7 +79,7 @@ class Request:
 
     @property
     def evaluation(self) -> Mapping[str, Any] | None:
-        """The group ``evaluation``, or single keys that change another evaluation; None if not given."""
+        """The group ``evaluation``, or single keys that change another evaluation; None if neither is given."""
         return self.groups.get("evaluation")
 
     def reader(self, builder: Builder, device: torch.device) -> ImageReader:
@@ -139,10 +139,10 @@ class Request:
 
 
 def check_picture(options: Eval) -> None:
-    """Check that a file for the picture of neighbours is given only if neighbours are shown.
+    """Check that ``picture``, the file that shows neighbours, is given only together with ``neighbors``.
 
     Raises:
-        ConfigError: If it is given without neighbours.
+        ConfigError: If it is given alone.
     """
     if options.picture is not None and not options.neighbors:
         raise ConfigError(f"picture={options.picture} has no effect without neighbors=: remove it")

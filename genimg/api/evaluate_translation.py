@@ -1,4 +1,4 @@
-"""genimg-eval for a model that translates: compare it, image by image, with its inputs and classical methods."""
+"""genimg-eval for a translation model: measure its outputs, its inputs and the outputs of classical methods, per image."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ _OF_TRANSLATORS = {
 }  # fmt: skip
 
 Row = dict[str, Tensor]
-"""Values [N] by metric, for one way to make the images."""
+"""Values [N] of each metric, for the output of one method."""
 
 Makers = dict[str, Callable[[Batch], Tensor]]
-"""Functions from a batch to uint8 images, by name."""
+"""Functions that compute uint8 images from a batch, by name."""
 
 
 def evaluate_translator(request: Request, checkpoint: TrainedCheckpoint, device: torch.device) -> Evaluation:
@@ -64,7 +64,7 @@ def evaluate_translator(request: Request, checkpoint: TrainedCheckpoint, device:
         device: Device of the model.
 
     Raises:
-        ConfigError: For settings that have no effect here.
+        ConfigError: If a setting has no effect here.
     """
     if useless := sorted(request.typed.keys() - _OF_TRANSLATORS):
         raise ConfigError(f"{request.typed[useless[0]]} has no effect on a model that translates images: remove it")
@@ -95,7 +95,7 @@ def _evaluate(request: Request, checkpoint: TrainedCheckpoint, method: Method, d
     if not paired and (useless := sorted(request.typed.keys() & {"classical", "table", "picture"})):
         raise ConfigError(f"{request.typed[useless[0]]} has no effect on unpaired data, where no image has a target: remove it")
     if options.classical and world_size() > 1:
-        raise ConfigError("classical=true is for a single process: start it without torchrun")
+        raise ConfigError("classical=true supports only a single process: start it without torchrun")
     collected = _Collector(method.task, _classical(method.task) if options.classical else {})
     observe = collected.add if paired else lambda batch, found: None
     result = evaluator.evaluate(method, data, device, weights=checkpoint.weights_label, observe=observe)
@@ -159,7 +159,7 @@ class _Collector:
 
 
 def _gains(columns: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Return the difference between the model's metrics and those of each other column."""
+    """Return the difference between the model's metrics and those of every other column."""
     model = columns["model"]
     return {
         f"model - {name}": {metric: model[metric] - value for metric, value in values.items() if metric in model}
@@ -192,7 +192,7 @@ def _classical(task: Task) -> Makers:
 
 
 def _write_table(path: Path, data: ImageLoader, evaluator: TranslationEvaluator, rows: dict[str, Row]) -> None:
-    """Write a CSV file with a line for each image, the worst first."""
+    """Write a CSV file with a line for each image, worst first."""
     held_out, indices = _chosen(data, evaluator)
     order: Sequence[int] = torch.argsort(rows["model"]["psnr"], stable=True).tolist()
     titles = [f"{metric} {name}" for name, row in rows.items() for metric in row]

@@ -47,7 +47,7 @@ class Side:
 
     Attributes:
         source, images: The images; None for statistics.
-        statistics, path: Statistics and their file; None for images, unless statistics that came with them are used too.
+        statistics, path: Statistics and their file; None for images, unless statistics that came with them are also used.
         evaluation: The group ``evaluation`` that the dataset provides, if any.
     """
 
@@ -71,7 +71,7 @@ class Side:
 
 
 def title(given: str | ImageDataset) -> str:
-    """Return the title of images, or of their name, for messages and records."""
+    """Return the name of a dataset, or the given text itself, for messages and records."""
     return given.name if isinstance(given, ImageDataset) else given
 
 
@@ -82,11 +82,12 @@ class ImageReader:
     Attributes:
         builder: Builder of datasets.
         device: Device of the images.
-        image_size: Size in pixels of folders and .npz, and of datasets if ``channels`` is given; None keeps the images'
-            size.
-        channels: Number of channels of folders and datasets; None keeps their number, or takes 3 for resized folders.
-        range: Values [low, high] in folders and .npz that become black and white; None takes the range of the type.
-        data_root: Directory of datasets; None takes their default.
+        image_size: Size in pixels of images from folders and .npz files, and from datasets if ``channels`` is given;
+            None keeps the images' size.
+        channels: Number of channels of images from folders and datasets; None keeps their number, or uses 3 for resized
+            folders.
+        range: Values [low, high] in folders and .npz files that become black and white; None uses the range of the data type.
+        data_root: Directory of datasets; None uses their default.
         accept_unrecorded: Whether to accept statistics that do not record their extractor.
     """
 

@@ -50,7 +50,7 @@ def build_method(
         facts: Facts about the data and the task.
         builder: Builder of the config's nodes.
         method_class: The model's class, as returned by ``check_pairing``.
-        weights: Weights of the checkpoint that the run continues; they are checked before the model takes memory.
+        weights: Weights of the checkpoint that the run continues; they are checked before the model is allocated.
 
         Raises:
             CheckpointError: If the weights do not fit the model.
@@ -92,7 +92,7 @@ def build_method(
 
 
 def _conditions(dataset: ImageDataset, method: Method, num_captions: int) -> Batch:
-    """Return all labels, or the captions of random images, in the form of a batch, if the method reads them."""
+    """Return all labels, or the captions of random images, as a batch, if the method reads them."""
     batch: Batch = {}
     if "label" in method.batch_keys and dataset.labels is not None:
         batch["label"] = torch.from_numpy(dataset.labels)

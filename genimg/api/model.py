@@ -48,10 +48,10 @@ def load(
     Args:
         path: A run directory, or a checkpoint.
         which: Checkpoint of a run directory, ``last`` or ``best``.
-        weights: ``raw``; ``ema``, the first average of the training; the name of another; or the length of a power-function
-            average, such as 0.08. None uses the weights that the training evaluated.
+        weights: ``raw``, ``ema`` (the first average), the name of another average, or the length of a power-function
+            average, such as 0.08. None uses the weights that were evaluated during training.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        allow: Packages of your own that the checkpoint's config may name.
+        allow: Your own packages that the checkpoint's config may use.
 
     Raises:
         CheckpointError: If there is no checkpoint, or it is broken.
@@ -68,10 +68,10 @@ class Model:
         method: The training algorithm with its networks, a ``torch.nn.Module``.
         device: Device of the networks.
         path: Path of the checkpoint.
-        config: Resolved config of the training.
+        config: Resolved training config.
         facts: Facts about the training data: image size, channels, number of classes.
         class_names: Class names by label; empty without labels.
-        images_seen: Number of images that it was trained on, including repeats.
+        images_seen: Number of images that the model was trained on, including repeats.
         weights: Name of the weights, such as ``ema`` or ``raw``.
     """
 
@@ -114,9 +114,9 @@ class Model:
         Args:
             num_images: Number of images.
             seed: Seed of the images. Image i depends only on the seed, i and its condition, not on the batch size.
-            label: Class by name or number, for all images, or one for each image; None draws classes as often as they occur
-                in the data.
-            text: Caption, for all images or one for each; None draws captions from the data.
+            label: Class, by name or number: one for all images, or a list with one for each image. None draws classes with
+                their frequencies in the data.
+            text: Caption: one for all images, or a list with one for each image. None draws captions from the data.
             batch_size: Number of images per batch.
             options: Sampling options of this model, such as ``truncation=0.7``: the fields of ``sampling_options``.
 
@@ -124,7 +124,7 @@ class Model:
             Float32 [num_images, C, H, W] in [-1, 1], on the CPU.
 
         Raises:
-            ConfigError: If the model needs input images, has no such class, or an option has no effect on it.
+            ConfigError: If the model needs input images or has no such class, or if an option has no effect on it.
         """
         method = self._capable(Generates, "sample", "translates images: use translate")
         require_least(1, num_images=num_images, batch_size=batch_size)
@@ -154,17 +154,17 @@ class Model:
             images: Images of any size: float [N, C, h, w] in [-1, 1], uint8, or a dataset (see ``as_dataset``).
             masks: Masks for an inpainting model: [N, 1, h, w], 1 or True where pixels are missing.
             direction: Direction for a model that translates both ways: ``a2b`` or ``b2a``.
-            tile: Side in pixels of the tiles that larger images are split into; None uses no tiles.
-            overlap: Overlap of neighbouring tiles in pixels.
-            seed: Seed of dropout, for a model that translates in training mode.
+            tile: Side length in pixels of the tiles into which larger images are split; None uses no tiles.
+            overlap: Overlap between neighbouring tiles in pixels.
+            seed: Seed for the dropout of a model that translates in training mode.
             batch_size: Number of images per batch.
 
         Returns:
             Float32 [N, C', H, W] in [-1, 1], rounded to 8 bits, on the CPU.
 
         Raises:
-            ConfigError: If the model does not translate, or an option does not fit it.
-            DataError: If the images or masks do not fit it.
+            ConfigError: If the model does not translate images, or an option does not apply to it.
+            DataError: If the images or masks do not fit the model.
         """
         method = self._capable(Translates, "translate", "generates images without an input: use sample")
         require_least(1, batch_size=batch_size)
@@ -176,11 +176,11 @@ class Model:
         pixels = self._pixels(images)
         if pixels.shape[1] != translator.channels:
             raise DataError(
-                f"images have {pixels.shape[1]} channels, but this model translates images of {translator.channels}",
+                f"images have {pixels.shape[1]} channels, but this model translates images with {translator.channels}",
                 key="images",
             )
         holes = _checked_masks(masks, pixels, method)
-        # Dropout depends on the seed and the first image of a batch.
+        # Dropout depends on the seed and the number of the first image in a batch.
         together = 1 if method.sampled_mode == "train" else batch_size
         results = []
         for start in range(0, len(pixels), together):
@@ -201,7 +201,7 @@ class Model:
             Float32 [N, C, H, W] in [-1, 1], on the CPU.
 
         Raises:
-            ConfigError: If the model is not an autoencoder, or label or text is missing or has no effect.
+            ConfigError: If the model is not an autoencoder, or if label or text is missing or has no effect.
             DataError: If the images do not have the model's size.
         """
         method = self._capable(Reconstructs, "reconstruct", "is not an autoencoder")
@@ -215,7 +215,7 @@ class Model:
             images, label, text, batch_size: As in ``reconstruct``.
 
         Returns:
-            Latents float32 [N, Z], the means of q(z | x) for a VAE, or codes int64 [N, h, w] for a VQ-VAE; on the CPU.
+            For a VAE, float32 latents [N, Z], the means of q(z | x); for a VQ-VAE, int64 codes [N, h, w]. Both are on the CPU.
 
         Raises:
             ConfigError, DataError: As in ``reconstruct``.
@@ -238,9 +238,9 @@ class Model:
 
         Args:
             real: Images to compare with: a dataset such as ``cifar10:test``, a folder, an .npz, saved statistics, or any
-                images that ``evaluate`` accepts; None uses the model's own data, if this was not passed from Python.
-            evaluation: Option of the group ``evaluation``, or several options for several extractors; None takes that of
-                the training.
+                images that ``evaluate`` accepts. None uses the model's training data, unless it was passed from Python.
+            evaluation: Option of the group ``evaluation``, or several options for several extractors; None uses
+                that of the training run.
             num_images: Number of generated images.
             seed: Seed of the generated images.
             batch_size: Batch size of generation and feature extraction.
@@ -266,7 +266,7 @@ class Model:
 
     @property
     def sampling_options(self) -> type[Any] | None:
-        """Dataclass of the options that ``sample`` takes for this model; None if it does not generate."""
+        """Dataclass of the options that ``sample`` accepts for this model; None if it does not generate images."""
         return self.method.sampling_options if isinstance(self.method, Generates) else None
 
     def _capable(self, capability: type[Capability], name: str, why_not: str) -> Capability:
@@ -276,7 +276,7 @@ class Model:
         return self.method
 
     def _conditions(self, method: Generates | Reconstructs, count: int, **given: Any) -> Batch:
-        """Return conditions in the form of a batch, one row per image; empty if the method draws them."""
+        """Return the conditions as a batch with one row per image; the batch is empty if the method draws them itself."""
         given = {key: value.tolist() if isinstance(value, Tensor | np.ndarray) else value for key, value in given.items()}
         several = {
             key: list(value) for key, value in given.items() if isinstance(value, Sequence) and not isinstance(value, str)

@@ -1,4 +1,4 @@
-"""The results of a training: summary.json, the report, the final messages, and the finished run."""
+"""The results of a training run: summary.json, the report, the final messages, and the finished run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class DivergedError(UserError):
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training.
+    """A finished training run.
 
     Attributes:
         directory: Directory of the run: config.yaml, checkpoints/, samples/, metrics.jsonl, summary.json, report.html.
@@ -84,12 +84,12 @@ class Training:
 
     Args:
         composition: The composed config.
-        config: The config that the run is built from; that of the checkpoint if one is resumed.
+        config: The config that the run is built from; if a checkpoint is resumed, the config of the checkpoint.
         trainer: Trainer with its initial or restored state.
         run_dir: Directory of the run; only the first rank writes to it.
 
     Attributes:
-        run: The finished run; None until the block of ``recorded`` has ended.
+        run: The finished run; None until the ``recorded`` block has ended.
     """
 
     def __init__(self, composition: Composition, config: Config, trainer: Trainer, run_dir: Path) -> None:
@@ -112,7 +112,7 @@ class Training:
         page: Path | None = None
         summary: dict[str, Any] = {"status": "failed"}
         if rank() == 0 and images_before < trainer.settings.duration:
-            (run_dir / "summary.json").unlink(missing_ok=True)  # from an earlier launch: a killed run must not keep it
+            (run_dir / "summary.json").unlink(missing_ok=True)  # an earlier launch wrote it
         try:
             yield trainer
             summary["status"] = "completed"
@@ -226,7 +226,7 @@ def _summary(composition: Composition, trainer: Trainer, config: Config) -> dict
 def _write_summary(run_dir: Path, summary: Mapping[str, Any]) -> None:
     try:
         write_json(run_dir / "summary.json", summary)
-    except OSError as error:  # often the disk is full, and the original error says more
+    except OSError as error:  # often because the disk is full; the original error is more informative
         log.warning("summary.json cannot be written (%s)", error.strerror)
 
 

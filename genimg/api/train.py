@@ -75,7 +75,9 @@ def train(overrides: Sequence[str] = (), *, dataset: object = None, callbacks: S
         DivergedError: If training diverges.
     """
     if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
-        raise ConfigError(f"callbacks={callbacks!r} must be a list of functions of images seen and numbers", key="callbacks")
+        raise ConfigError(
+            f"callbacks={callbacks!r} must be a list of functions that take images seen and values", key="callbacks"
+        )
     if dataset is not None and not isinstance(overrides, str):
         if given := next((each for each in overrides if str(each).lstrip("+").startswith("data=")), None):
             raise ConfigError(f"dataset= and {given} both name images: give one of them", key="dataset")
@@ -117,12 +119,12 @@ def remove_if_nothing_began(run_dir: Path) -> None:
     if not names <= set(notes):
         return
     if (run_dir / "train.log").is_file() and (run_dir / "train.log").stat().st_mtime < run_log.STARTED:
-        return  # the log of another process
+        return  # another process writes this log
     with contextlib.suppress(InUseError, OSError), alone_in(run_dir / ".hydra" / "lock", ""):
         for path in (run_dir / name for name in notes):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         run_dir.rmdir()
-        if re.fullmatch(r"\d{4}-\d\d-\d\d", run_dir.parent.name):  # the folder of the day, made for this run
+        if re.fullmatch(r"\d{4}-\d\d-\d\d", run_dir.parent.name):  # the directory of the day, created for this run
             run_dir.parent.rmdir()  # fails if it holds other runs
             if run_dir.parents[1].name == "outputs":
                 run_dir.parents[1].rmdir()
@@ -133,13 +135,13 @@ def alone_in_run(run_dir: Path) -> Iterator[None]:
     """Lock a run directory, because two processes training in it would overwrite each other's checkpoints.
 
     Raises:
-        UnsafeFileError: If the directory holds a link, named pipe or device at a path that the training writes.
+        UnsafeFileError: If the directory holds a link, named pipe or device at a path that training writes.
         InUseError: If another process trains in it.
     """
     require_plain(run_dir, RUN_FILES)
     lock = run_dir / ".hydra" / "lock"
     is_new = not lock.exists()
-    in_use = f"run_dir={run_dir} is in use by another genimg-train: wait for its end, or choose another run_dir"
+    in_use = f"run_dir={run_dir} is in use by another genimg-train: wait until it ends, or choose another run_dir"
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(alone_in(lock, in_use, patience=_PATIENCE))
@@ -231,7 +233,7 @@ def prepare(
 
 
 def dry_run(composition: Composition, run_dir: Path, device_name: str, *, dataset: object = None) -> None:
-    """Train a few steps of the run that a composed config describes, and log the estimated cost of all of it; write nothing.
+    """Train a few steps of the run that a composed config describes, and log the estimated cost of the run; write no files.
 
     Args:
         composition, device_name, dataset: See ``prepare``.
@@ -240,7 +242,7 @@ def dry_run(composition: Composition, run_dir: Path, device_name: str, *, datase
     Raises:
         DivergedError: If these steps diverge.
     """
-    _, _, assembly, parts = _built(composition, run_dir / ".dry_run", device_name, dataset)  # which does not exist
+    _, _, assembly, parts = _built(composition, run_dir / ".dry_run", device_name, dataset)  # this directory does not exist
     try:
         rehearse(parts, assembly.config["trainer"]["duration"])
     except NonFiniteError as error:

@@ -63,7 +63,7 @@ def train_feature_classifier(options: Features, groups: Mapping[str, Any]) -> Pa
     if len(train.indices) < options.batch_size:
         raise ConfigError(f"batch_size={options.batch_size} is larger than the {len(train.indices)} training images")
     output = Path(options.output)
-    (output / "evaluation").mkdir(parents=True, exist_ok=True)  # before the training, so a typo does not lose it
+    (output / "evaluation").mkdir(parents=True, exist_ok=True)  # before training, so a typo does not waste it
     log.info("%d training images of %d classes, %d held out", len(train.indices), len(train.data.source.class_names),
              len(held_out.indices))  # fmt: skip
     start = time.monotonic()
@@ -125,7 +125,7 @@ def _write(record: Mapping[str, Any], output: Path, name: str) -> tuple[Path, st
 
 
 def _images(groups: Mapping[str, Any], options: Features, device: torch.device) -> tuple[LabelledImages, LabelledImages]:
-    """Return the images to train on, and those to measure the accuracy: the test split, or one in ``held_out`` images.
+    """Return the images to train on, and those that measure accuracy: the test split, or one of every ``held_out`` images.
 
     Raises:
         DataError: If the images have no labels, or only one class.
@@ -142,7 +142,7 @@ def _images(groups: Mapping[str, Any], options: Features, device: torch.device) 
     if height != width or channels not in (1, 3):
         raise ConfigError(
             f"data={source.name} has images of {channels} channels and {height}x{width} pixels, but the classifier takes "
-            "square ones of 1 or 3 channels: set data.image_size to one number and data.channels to 1 or 3"
+            "square images with 1 or 3 channels: set data.image_size to one number and data.channels to 1 or 3"
         )
     data = build_loader(groups, source, device)
     data.load()

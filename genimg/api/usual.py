@@ -1,4 +1,4 @@
-"""Warnings and replacements where the command line overrides defaults that a model's YAML sets."""
+"""Warn when the command line removes a model's usual settings, and replace the default evaluation if it is unavailable."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from genimg.utils.paths import config_dir
 
 log = logging.getLogger(__name__)
 
-_FEW_STEPS = 2000  # fewer give blobs for any model: a DCGAN's digits are readable after about 2,000
-_MADE_FOR = {  # evaluations whose extractor is shipped with genimg, by the data that it is made for
+_FEW_STEPS = 2000  # with fewer, any model generates blobs: a DCGAN's digits are readable after about 2,000
+_MADE_FOR = {  # evaluation for each dataset whose own feature extractor is shipped with genimg
     "genimg.data.datasets.builtin.mnist": "mnist",
     "genimg.data.datasets.builtin.cifar10": "cifar10_classifier",
     "genimg.data.datasets.shapes.shapes": "shapes",
 }
-_OF_PHOTOS = "cifar10_classifier"  # for translations of other photos, at 32 px
+_OF_PHOTOS = "cifar10_classifier"  # for translations of other photos; its extractor reads images of 32 px
 _SMALL_SHARE = 0.002  # fraction of the published duration
 
 
 def refuse_repeated_options(composition: Composition) -> None:
-    """Reject two options in ``penalty=[...]`` or ``ema=[...]`` with the same place in the config, which Hydra would merge.
+    """Reject two options in ``penalty=[...]`` or ``ema=[...]`` that have the same config key, because Hydra would merge them.
 
     Raises:
         ConfigError: If two names are equal or variants of one option, such as r1 and r1_lazy.
@@ -45,9 +45,7 @@ def refuse_repeated_options(composition: Composition) -> None:
             if places.count(place) > 1:
                 same = " and ".join(dict.fromkeys(name for name, other in zip(names, places, strict=True) if other == place))
                 fix = "remove one of them" if group == "penalty" else "add a second one by name (docs/concepts.md)"
-                raise ConfigError(
-                    f"{override.input_line}: {same} have one place in the config, {group}.{place}", fix, key=group
-                )
+                raise ConfigError(f"{override.input_line}: {same} share one config key, {group}.{place}", fix, key=group)
 
 
 def warn_of_missing_penalties(composition: Composition) -> None:
@@ -59,7 +57,7 @@ def warn_of_missing_penalties(composition: Composition) -> None:
     chosen = {key for key, node in composition.config.penalty.items() if "_target_" in node}
     if missing := [name for name in needed if _place("penalty", name, folders) not in chosen]:
         log.warning(
-            "penalty=[%s] omits %s: the published trainings of model=%s always have penalty=[%s], and without them it "
+            "penalty=[%s] omits %s: the published training of model=%s always has penalty=[%s], and without them it "
             "often diverges or collapses; remove penalty= to keep them",
             ",".join(map(str, chosen)), " and ".join(missing), model, ",".join(needed),
         )  # fmt: skip
@@ -112,7 +110,7 @@ def replacement_evaluation(config: Mapping[str, Any], reason: str) -> Mapping[st
         return {**given, "extractor": _plain_yaml("evaluation", name)["extractor"]}
     if name is None or not str(given["_target_"]).endswith(".Evaluator"):
         log.warning(
-            "this training is not evaluated, because the weights of the default extractor are missing (%s); once they are "
+            "this run is not evaluated, because the weights of the default extractor are missing (%s); once they are "
             "there, genimg-eval measures its checkpoints",
             place,
         )
@@ -138,9 +136,9 @@ def warn_of_short_training(
 
     Args:
         composition: Composition that shows whether the user chose the duration.
-        settings: Settings of the training.
+        settings: Settings of the trainer.
         config: Resolved config.
-        builder: Builder of this training, which knows the size of an epoch.
+        builder: Builder for this run, which converts epochs to images.
     """
     if composition.typed_keys() & {"trainer.duration", "trainer", "debug"} or config.get("dry_run"):
         return
@@ -149,7 +147,7 @@ def warn_of_short_training(
         return
     published = ""
     if usual is not None:
-        published = f"; the published trainings of this model take {config['trainer']['usual_duration']}"
+        published = f"; the published training of this model takes {config['trainer']['usual_duration']}"
         published += f" ({usual // settings.batch_size:,} steps of {settings.batch_size} images here)"
     enough = max(_FEW_STEPS * 5 * settings.batch_size, int(_SMALL_SHARE * (usual or 0)))
     log.warning(

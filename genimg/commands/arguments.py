@@ -41,14 +41,14 @@ def continued_in_its_own_directory(arguments: Sequence[str]) -> list[str]:
 
 
 def arguments_of_rank(arguments: Sequence[str]) -> list[str]:
-    """Return a training's arguments for this rank.
+    """Return the arguments of a training run for this rank.
 
-    Only the first rank has a run directory and a log file; a dry run has neither. A restarted training continues from its
-    newest checkpoint, whatever it started from.
+    Only the first rank has a run directory and a log file; a dry run has neither. A restarted run continues from its
+    newest checkpoint, even if it was first started from another one.
 
     Raises:
-        ConfigError: If a restarted training could not find its checkpoints.
-        UnsafeFileError: If the run directory holds a link, named pipe or device where the training writes.
+        ConfigError: If a restarted run could not find its checkpoints.
+        UnsafeFileError: If the run directory holds a link, named pipe or device where training writes.
     """
     given = value_of("run_dir", arguments)
     if may_restart() and (given is None or "${" in given):

@@ -1,4 +1,4 @@
-"""genimg-augment: write changed copies of a folder's images, with their labels and captions."""
+"""genimg-augment: write augmented copies of a folder's images, with their labels and captions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _WITHOUT_EFFECT = ("output", "num_workers", "traceback")  # options that do not 
 
 
 def augment(composed: DictConfig) -> None:
-    """Write ``copies`` changed copies of every image of ``input`` to ``output``."""
+    """Write ``copies`` augmented copies of every image of ``input`` to ``output``."""
     options, _ = read_options(composed, Augment)
     _check(options)
     root, output = _folders(options)

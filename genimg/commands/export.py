@@ -37,7 +37,7 @@ def export(composed: DictConfig) -> None:
     named = flatten(groups) if groups else {}
     checkpoint = TrainedCheckpoint.open(options.ckpt, options.which, options.allow, named, weights=options.weights)
     device = choose_device(options.device)
-    Precision("fp32", device).apply_globally()  # the TF32 of GPUs would be the largest difference
+    Precision("fp32", device).apply_globally()  # TF32 on GPUs would cause the largest difference
     method = checkpoint.method(device)
     if isinstance(method, Generates):
         method.before_sampling()

@@ -101,7 +101,7 @@ def _user_message(failure: Failure, primary: str) -> str | None:
         return f"{_HAS_ENDED} ({str(error).splitlines()[0][:120]})" if is_alone else None
     message = explain(error, primary, parted(sys.argv[1:])[0])
     if message is None and isinstance(error, ValueError) and innermost_module(error).startswith("hydra."):
-        return str(error).splitlines()[0]  # flags that exclude each other
+        return str(error).splitlines()[0]  # two flags that cannot be combined
     return message
 
 
@@ -117,7 +117,8 @@ def _whose_bug(failure: Failure, elsewhere: str) -> str:
 def _foreign_package(error: Exception, allowed: Sequence[str]) -> str:
     """Return the user's package that raised an error, or an empty string for genimg.
 
-    It is the package of the innermost frame outside the standard library and installed packages, which only pass errors on.
+    It is the package of the innermost frame outside the standard library and installed packages, because those only pass
+    errors on.
     """
     libraries = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
@@ -156,7 +157,7 @@ def say(name: str, line: str, trace: str = "") -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """Exit. One of several processes skips Python's cleanup, in which torch.distributed would wait for the others."""
+    """Exit. With several processes, skip Python's cleanup, because torch.distributed would wait there for the others."""
     if is_of_several():
         sys.stdout.flush()
         sys.stderr.flush()

@@ -71,7 +71,7 @@ def _check(options: Prepare, data: Mapping[str, Any]) -> None:
         raise ConfigError(f"max_corrupt={max_corrupt} must be 0 or more images, or null to skip all corrupt ones")
     for key, neutral in _OF_TRAINING.items():
         if data.get(key, neutral) != neutral:
-            word = "set max_corrupt=N of genimg-prepare instead" if key == "max_corrupt" else "set it in genimg-train"
+            word = "set max_corrupt=N in genimg-prepare instead" if key == "max_corrupt" else "set it in genimg-train"
             raise ConfigError(f"data.{key}={data[key]} applies to training and has no effect on packed images: {word}")
     threads = data.get("num_workers", "auto")
     if threads != "auto" and threads < 1:

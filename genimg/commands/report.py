@@ -16,8 +16,8 @@ from genimg.utils.paths import expanded
 
 log = logging.getLogger(__name__)
 
-_SHOWN = 10  # printed rows of the leaderboard
-_WIDTH = 60  # most characters of a run's name and of its status
+_SHOWN = 10  # maximum number of printed rows of the leaderboard
+_WIDTH = 60  # maximum number of characters of a run's name and of its status
 
 
 def report(composed: DictConfig) -> None:
@@ -25,7 +25,7 @@ def report(composed: DictConfig) -> None:
 
     Raises:
         DataError: If a directory does not exist or holds no runs.
-        ConfigError: If ``output`` cannot be the file of a page.
+        ConfigError: If ``output`` is not a valid file name for the page.
     """
     if OmegaConf.is_missing(composed, "runs"):
         raise ConfigError("runs is required: genimg-report RUN_OR_SWEEP_DIR ...", key="runs")
@@ -46,7 +46,7 @@ def report(composed: DictConfig) -> None:
 
 
 def leaderboard(written: Report) -> str:
-    """Return the first lines of the leaderboard as plain text: runs, or settings with their means over seeds."""
+    """Return the first lines of the leaderboard as plain text: runs, or settings with the means over their seeds."""
     ranking, swept = written.ranking, written.swept
     if ranking.has_seeds and ranking.metric:
         rows = [("", "", f"mean of best {ranking.metric} ± sd", "")]

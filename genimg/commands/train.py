@@ -71,7 +71,7 @@ def train(composed: DictConfig) -> float | None:
     except Exception as error:
         elsewhere = error.details if isinstance(error, AnotherProcessError) else ""
         has_bug = is_bug(error) or bool(elsewhere)
-        if has_bug or hydra.mode == RunMode.MULTIRUN:  # the log of these is kept
+        if has_bug or hydra.mode == RunMode.MULTIRUN:  # the logs of these runs are kept
             with contextlib.suppress(OSError):  # if the log cannot be written, the error itself is still reported
                 run_log.begin()
         _write_to_log_file(elsewhere or traceback.format_exc())

@@ -30,7 +30,7 @@ _RECORDED = ("input", "mask", "direction", "model_mode", "tile", "seed")  # opti
 
 
 def translate(composed: DictConfig) -> None:
-    """Write the translation of every image of ``input``, and a grid of some."""
+    """Write the translation of every image of ``input``, and a grid that shows a few of them."""
     options, groups = read_options(composed, Translate, untrusted.GROUPS)
     _check(options)
     pictures = find_pictures(options.input)

@@ -1,6 +1,6 @@
 """``evaluation=[inception,dinov2]``: the first option is the evaluation, and the others add their extractors and metrics.
 
-Hydra would merge the options of a list into one. Each further option is therefore composed at ``evaluation.additional.NAME``,
+Hydra would merge the options of such a list. Each further option is therefore composed at ``evaluation.additional.NAME``,
 where only its extractor and its metrics are used.
 """
 
@@ -64,7 +64,7 @@ def keep_extractors_and_metrics(config: DictConfig, overrides: Iterable[str], ch
 
     Args:
         config: The composed config.
-        overrides: Arguments that it was composed with.
+        overrides: Arguments with which it was composed.
         choices: Chosen option of each group.
 
     Raises:
@@ -72,7 +72,7 @@ def keep_extractors_and_metrics(config: DictConfig, overrides: Iterable[str], ch
     """
     evaluation = config.get("evaluation")
     if isinstance(evaluation, DictConfig) and "_target_" in evaluation and "evaluation" not in choices:
-        # Hydra records the choice of a group unless it is a list, which it has merged into one evaluation.
+        # Hydra records the choice of a group unless the choice is a list; Hydra has then merged the list into one evaluation.
         raise ConfigError(
             "evaluation is a list of options in a sweep or in a YAML: sweep over single options; in the defaults of a YAML, "
             "write '/evaluation@evaluation.additional.NAME: NAME' for each further option, then 'override /evaluation: NAME'",
@@ -93,8 +93,8 @@ def keep_extractors_and_metrics(config: DictConfig, overrides: Iterable[str], ch
             continue
         if node.get("_target_") != _EVALUATOR:
             raise ConfigError(
-                f"evaluation={choices.get(f'evaluation@{_PLACE}.{name}', name)} has no extractor of its own to add to another "
-                "evaluation: choose it alone",
+                f"evaluation={choices.get(f'evaluation@{_PLACE}.{name}', name)} has no extractor that could be added to "
+                "another evaluation: choose it alone",
                 key="evaluation",
             )
         with open_dict(additional):

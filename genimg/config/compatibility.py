@@ -22,9 +22,9 @@ from genimg.utils.words import nearest
 
 
 def check_top_level(config: Mapping[str, Any], command: str = "train") -> None:
-    """Refuse keys that nothing reads, such as a misspelt ``+sed=1``.
+    """Refuse unknown keys, such as a misspelt ``+sed=1``.
 
-    Keys that begin with an underscore are allowed; they hold values that other keys refer to.
+    Keys that begin with an underscore are allowed, because they hold values to which other keys refer.
 
     Args:
         config: Config of a command.
@@ -70,7 +70,7 @@ def check_pairing(config: Mapping[str, Any], builder: Builder) -> type[Method]:
 def _refuse_without_effect(config: Mapping[str, Any], method_class: type[Method], loss_class: type) -> None:
     """Refuse a penalty, augmentation, conditioning or likelihood that the model or loss does not use.
 
-    A group is used if the model's or the loss's node has the key that refers to it, as ``model.penalties`` to ``penalty``.
+    A group is used if the node of the model or the loss has a key that refers to it; ``model.penalties`` refers to ``penalty``.
     """
     model, loss = config["model"], config["loss"]
     head = (config.get("conditioning") or {}).get("head", "none")
@@ -111,13 +111,13 @@ def refuse_unread_conditioning(config: Mapping[str, Any], method: Method) -> Non
     if head != "none" and isinstance(method, TakesConditions) and len(method.batch_keys) == 1:
         raise ConfigError(
             f"conditioning.head={head} has no effect, because no network of the model reads a condition: set "
-            "conditioning=none, or give a network of your own an encoder, its attribute condition (docs/extending.md)",
+            "conditioning=none, or give your own network an encoder as its attribute condition (docs/extending.md)",
             key="conditioning",
         )
 
 
 def check_kind(method: type[Method], source: ImageDataset, task: Task | None) -> None:
-    """Refuse data without input images for a method that translates, and with them for one that does not."""
+    """Refuse data without input images if the method translates, and data with input images if it does not."""
     translates = offers(method, Translates)
     if translates == (task is not None) and (task is None or set(method.batch_keys) <= set(task.keys)):
         return
@@ -132,7 +132,7 @@ def check_kind(method: type[Method], source: ImageDataset, task: Task | None) ->
             f"the data has a {' and a '.join(task.keys)} for each sample, but the model, a {name}, takes no input images: "
             "choose a model such as pix2pix or restoration" + ("" if source.task else ", or task=none")
         )
-    kind = "data=unpaired, two folders of images" if "a" in method.batch_keys else "data=paired, or another data with a task"
+    kind = "data=unpaired, two folders of images" if "a" in method.batch_keys else "data=paired, or other data with a task"
     needs, has = " and ".join(method.batch_keys), " and ".join(task.keys)
     raise ConfigError(f"the model, a {name}, needs {needs}, but the data has {has}: choose {kind}")
 
@@ -157,7 +157,7 @@ def _options_of_type(group: str, loss_type: type, builder: Builder) -> list[str]
 
 
 def _target_of(path: Path) -> str | None:
-    """Return the target of a config file, or else that of the file that it extends."""
+    """Return the target of a config file, or of the file that it extends if it has none."""
     node: Any = OmegaConf.to_container(OmegaConf.load(path))
     if "_target_" in node:
         return str(node["_target_"])

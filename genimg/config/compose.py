@@ -96,7 +96,7 @@ class Composition:
 
     Attributes:
         config: The read-only config with its interpolations.
-        overrides: Arguments that it was composed with, such as ``model=dcgan``.
+        overrides: Arguments with which it was composed, such as ``model=dcgan``.
         choices: Chosen option of each group.
         folders: Directories of configs.
     """
@@ -149,7 +149,7 @@ def compose(overrides: Sequence[str] = (), command: str = "train") -> Compositio
             raise ConfigError(f"{override} is for the command line, which can start several runs: remove it", key="overrides")
     overrides = with_additional_extractors(with_sampling_options(overrides) if command == "sample" else overrides)
     for name in ("new_run_dir", "new_sweep_dir"):
-        if not OmegaConf.has_resolver(f"genimg.{name}"):  # the resolver that a command registers creates directories
+        if not OmegaConf.has_resolver(f"genimg.{name}"):  # a command's own resolver creates directories
             OmegaConf.register_new_resolver(f"genimg.{name}", str)
     own = contextlib.nullcontext() if GlobalHydra.instance().is_initialized() else initialize_config_dir(
         config_dir=config_dir(), version_base="1.3"

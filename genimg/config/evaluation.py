@@ -1,4 +1,4 @@
-"""Build the group ``evaluation``: an evaluator and, for a training, its schedule."""
+"""Build the group ``evaluation``: an evaluator and, for training, its schedule."""
 
 from __future__ import annotations
 

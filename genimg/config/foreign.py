@@ -10,7 +10,7 @@ from genimg.utils.words import quoted
 _Answer = tuple[str, Callable[[str], str]]
 """A key that must exist for the answer to apply, and a function from the user's value (empty if none) to the answer."""
 
-_DEPTH = 2  # parts of a key; deeper keys belong to one object, where the same word means something else
+_DEPTH = 2  # maximum number of parts of a key; deeper keys belong to one object, where the same word can mean something else
 
 
 def _value(key: str, otherwise: str = "VALUE") -> _Answer:

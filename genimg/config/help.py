@@ -17,7 +17,7 @@ from genimg.config.messages import is_choice
 from genimg.config.schema import COMMANDS, GROUPS, OPEN, Option, options_of
 from genimg.utils.paths import config_dir
 
-_ROOT_GROUPS = ("experiment", "local")  # their files set keys of other groups
+_ROOT_GROUPS = ("experiment", "local")  # the files of these groups set keys of other groups
 _WIDEST_TYPE, _WIDEST_DEFAULT, _NARROWEST_HELP, _NARROWEST_PAGE = 22, 20, 32, 72  # characters
 
 
@@ -35,7 +35,7 @@ def page(
         name: Name of the primary config.
         arguments: Arguments of the command line, which choose the groups.
         width: Width of the page in characters; None uses the terminal's.
-        of_model: Heading and options of the model that the arguments name; None for none.
+        of_model: Heading and options of the model that the arguments name; None if they name no model.
     """
     width = max(width or shutil.get_terminal_size().columns, _NARROWEST_PAGE)
     files = _Files([config_dir(), *_own_directories(arguments)])
@@ -72,7 +72,7 @@ class _Read:
     Attributes:
         values: Values by key.
         schema: Included schema; None if there is none.
-        overrides: Choices for other groups, those with precedence first.
+        overrides: Choices for other groups, the ones that take precedence first.
     """
 
     values: dict[str, Any]
@@ -84,7 +84,7 @@ class _Files:
     """The config files of several directories.
 
     Args:
-        directories: Directories of configs; the first one that has a file takes precedence.
+        directories: Directories of configs. If several contain the same file, the first one takes precedence.
     """
 
     def __init__(self, directories: Sequence[str]) -> None:
@@ -121,7 +121,7 @@ class _Files:
         return _Read(values | own, schema, overrides)
 
     def choices(self, groups: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
-        """Return the option of each group that the command line chooses, or else the files.
+        """Return the option of each group that the command line or else the config files choose.
 
         Args:
             groups: Default options by group, in the order of the defaults list; later files take precedence.

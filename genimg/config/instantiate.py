@@ -90,12 +90,12 @@ class Builder:
 
     Attributes:
         allowed: Packages whose members may be built.
-        epoch_size: Number of images in the training data; 0 while it is unknown, before any duration is needed.
+        epoch_size: Number of images in the training data; 0 while it is unknown, which is before any duration is needed.
         batch_size: Number of images per step.
         named: For a checkpoint's config, the values that the command line names for parameters marked as ``MachineLocal``, as
             pairs of parameter name and value; other values are refused. A pair of ``may_download`` and a group means that the
             command line chooses this group, which may then download files. None for a config that the user composed.
-        trains: Whether to build objects that only training needs. If not, a parameter whose type has
+        trains: Whether to build objects that only training needs. If False, a parameter whose type has
             ``needed_in_training_only`` receives None (an empty mapping if it takes several objects), and a parameter whose
             type has ``without_training`` receives an object of that class. The config's nodes there are ignored.
         origins: Original keys of nodes that the config repeats by interpolation, such as ``loss`` for ``model.loss``;
@@ -119,7 +119,7 @@ class Builder:
                 to every constructor at or below the node that has such a parameter, unless the config sets it.
 
         Raises:
-            ConfigError: If a target is outside the allowed packages, a key is unknown or missing, or a constructor refuses a
+            ConfigError: If a target is outside the allowed packages, a key is unknown or missing, or a constructor rejects a
                 value.
         """
         if not self._may_download(key):
@@ -132,7 +132,7 @@ class Builder:
             raise type(error)(problem, f"{error.fix}, or choose it on the command line with {how}", key=error.key) from error
 
     def _may_download(self, key: str) -> bool:
-        """Return whether the user chose the node at ``key``, by composing the config or by naming its group."""
+        """Return whether the user chose the node at ``key``, either with the config or by naming its group."""
         return self.named is None or (_MAY_DOWNLOAD, _group_of(key)) in self.named
 
     def choosing(self, *groups: str) -> Builder:
@@ -167,16 +167,16 @@ class Builder:
         made |= given
         if is_partial and inspect.isclass(target):
             return _Factory.mounted_at(key, target, positional, made, origins)
-        if is_partial:  # a function that every step calls, such as a loss
+        if is_partial:  # a function that is called in every step, such as a loss
             return functools.partial(target, *positional, **made)
         with mounted(key, target, origins):
             return target(*positional, **made)
 
     def locate(self, target: object, key: str) -> Any:
-        """Return the class or function that ``target``, the ``_target_`` of the node at ``key``, names.
+        """Return the class or function named by ``target``, the ``_target_`` of the node at ``key``.
 
         Raises:
-            ConfigError: If it does not exist or must not be built.
+            ConfigError: If it does not exist or building it is not allowed.
         """
         return self._located(target, f"{key}._target_")
 
@@ -194,7 +194,7 @@ class Builder:
             allowed = allowed and any(home == prefix or home.startswith(prefix + ".") for prefix in self.allowed)
             if home.startswith("torch."):  # torch also has functions that import modules and register hooks
                 allowed = allowed and inspect.isclass(found) and issubclass(found, nn.Module | Optimizer)
-                allowed = allowed and not home.startswith("torch.nn.parallel")  # it connects to other processes
+                allowed = allowed and not home.startswith("torch.nn.parallel")  # that package connects to other processes
             if allowed:
                 return found
         package = dotted.partition(".")[0]
@@ -213,7 +213,7 @@ class Builder:
         return self.origins.get(f"{key}.{name}", f"{key}.{name}")
 
     def _refuse_elsewhere(self, target: Any, name: str, key: str) -> None:
-        """Refuse targets that open files outside their own group, so using a model reads no data."""
+        """Refuse a target that opens files if it is outside its own group, so using a model reads no data."""
         home, group = f"{getattr(target, '__module__', '')}.", _group_of(key)
         if self.named is None:
             return
@@ -288,7 +288,7 @@ class Builder:
             key: Dotted key.
             arguments: See ``_prepare``.
             schedules: Whether a schedule is allowed regardless of the hint.
-            exact: Whether the hint is exact; those of PyTorch and of other packages may not be.
+            exact: Whether the hint is exact; hints of PyTorch and of other packages may be wrong.
         """
         if not self.trains and isinstance(value, dict):
             if _is_of_training(hint):
@@ -319,7 +319,7 @@ class Builder:
 
 
 def origins_of(raw: Any) -> dict[str, str]:
-    """Return the key that each interpolation in a config refers to in the end, by the interpolation's key.
+    """Return, for the key of each interpolation in a config, the key to which it finally refers.
 
     Args:
         raw: The unresolved config.
@@ -338,7 +338,7 @@ def _references(raw: Any, key: str) -> dict[str, str]:
 
 
 def _last(key: str, references: Mapping[str, str]) -> str:
-    """Return the end of a chain of references; it has one, because the config could be resolved."""
+    """Return the last key of a chain of references. The chain ends, because the config could be resolved."""
     while key in references:
         key = references[key]
     return key
@@ -379,10 +379,10 @@ def build_known_task(config: Mapping[str, Any], facts: DataFacts, builder: Build
 
 
 def chosen_nodes(nodes: Mapping[str, Any] | None, group: str, key: str = "") -> dict[str, Any]:
-    """Return the options chosen by a list such as ``penalty=[...]``, without a recipe's settings for other options.
+    """Return the nodes of the options in a list such as ``penalty=[...]``, without a recipe's settings for other options.
 
     Args:
-        nodes: Nodes by name; None for none.
+        nodes: Nodes by name; None if there are none.
         group: Config group, ``penalty`` or ``ema``.
         key: Dotted key of the nodes; the group by default.
 
@@ -428,9 +428,9 @@ def mounted(key: str, target: Any, origins: Mapping[str, str] = MappingProxyType
         origins: See ``Builder``.
 
     Raises:
-        ConfigError: For a ValueError whose message begins with a parameter, for arguments that do not fit the signature of a
-            class outside genimg, and for any ValueError or TypeError of PyTorch's classes. Other errors are bugs and propagate
-            unchanged.
+        ConfigError: In place of a ValueError whose message begins with a parameter, of an error about arguments that do not fit
+            the signature of a class outside genimg, and of any ValueError or TypeError of PyTorch's classes. Other errors are
+            bugs and propagate unchanged.
     """
     owner = target if inspect.isclass(target) or inspect.isroutine(target) else type(target)
     try:
@@ -444,7 +444,7 @@ def mounted(key: str, target: Any, origins: Mapping[str, str] = MappingProxyType
         is_of_call = package != "genimg" and innermost_module(error).startswith("genimg.config.")
         if not (is_named or is_of_call or package == "torch"):
             raise
-        problem = str(error).splitlines()[0] if package == "torch" and str(error) else str(error)  # no lines of C++
+        problem = str(error).splitlines()[0] if package == "torch" and str(error) else str(error)  # omits lines of C++
         text = problem if subject in _parameters(owner) else f"{key}: {problem}"
         raise ConfigError(text).mounted(key, _parameters(owner), origins) from error
 
@@ -458,7 +458,7 @@ def builder_of(state: Node, allow: Sequence[str]) -> Builder:
 
     Args:
         state: The checkpoint's contents.
-        allow: Packages that the user trusts, besides genimg.
+        allow: Packages that the user trusts in addition to genimg.
     """
     batch_size = state["config"]["trainer"]["batch_size"]
     return Builder((*ALLOWED, *allow), epoch_size=state["num_images"], batch_size=batch_size, named=frozenset(), trains=False)
@@ -482,7 +482,7 @@ def importable_parameters(target: Any) -> set[str]:
 
 
 def name_again(dropped: Mapping[str, Any]) -> str:
-    """Return a message about machine-local values of a checkpoint's config, by key, that were not accepted."""
+    """Return a message about the machine-local values of a checkpoint's config that were not accepted."""
     listed = ", ".join(f"{key}={value}" for key, value in dropped.items())
     again = " ".join(f"++{key}=PATH" for key in dropped)
     return (

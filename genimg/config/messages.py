@@ -28,10 +28,10 @@ _FOLLOWS_DATA = "it follows the data now; remove it"
 _FORMER = {
     r"data\.(num_classes|source_channels|target_channels)": _FOLLOWS_DATA,
     r"conditioning\.image_channels": "it follows conditioning.head now; remove it",
-    r"model\.(a2b|b2a)": "set model.translator, which both directions have",
-    r"model\.(a2b|b2a)\.\w+": "set model.translator.NAME, which both directions have",
-    r"model\.discriminator_[ab]": "set model.discriminator, which both domains have",
-    r"model\.discriminator_[ab]\.\w+": "set model.discriminator.NAME, which both domains have",
+    r"model\.(a2b|b2a)": "set model.translator, which both directions share",
+    r"model\.(a2b|b2a)\.\w+": "set model.translator.NAME, which both directions share",
+    r"model\.discriminator_[ab]": "set model.discriminator, which both domains share",
+    r"model\.discriminator_[ab]\.\w+": "set model.discriminator.NAME, which both domains share",
     r"model\.(\w+\.)*(image_size|channels|condition_channels|source_channels|target_channels|channels_a|channels_b|num_classes)":
         _FOLLOWS_DATA,
     r"conditioning\.\w+\.num_classes": _FOLLOWS_DATA,
@@ -47,7 +47,7 @@ _FORMER = {
     r"data_augment": "it is called augment now",
     r"data_augment\.\w+": "set augment.NAME",
 }  # fmt: skip
-"""Patterns of keys of earlier versions, with the fix. NAME stands for the last part of the key."""
+"""Patterns that match keys of earlier versions, each with a fix. NAME stands for the last part of the key."""
 
 _FORMER_OPTIONS = {("augment", name): f"discriminator_augment={name}" for name in ("diffaugment", "ada", "r3gan")}
 """Groups and options of earlier versions, with the option that replaces them."""
@@ -146,7 +146,7 @@ def _foreign_key(key: str, command: str, arguments: list[str]) -> str | None:
 
 
 def is_choice(name: str) -> bool:
-    """Return whether a file of a config group is an option, not a base that several options share."""
+    """Return whether a file of a config group is an option and not a base that several options share."""
     return name.rpartition("_")[2] != "base"
 
 
@@ -268,7 +268,7 @@ def _keys_of(command: str, unknown: str, arguments: list[str]) -> list[str]:
         try:
             with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
                 return _flatten(OmegaConf.to_container(compose(command, overrides=overrides), resolve=False))
-        except Exception:  # a second mistake in the same command line, reported once this one is fixed
+        except Exception:  # another mistake in the same command line; it is reported once this one is fixed
             continue
     return []
 

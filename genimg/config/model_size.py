@@ -21,7 +21,7 @@ from genimg.config.instantiate import ALLOWED, Builder
 from genimg.errors import CheckpointError, first_line
 
 _SLACK = 2**28  # bytes for buffers that are not in the checkpoint
-_TIMES_ONE_NETWORK = 32  # an exported file holds only one of the model's networks
+_TIMES_ONE_NETWORK = 32  # for an exported file, which holds only one of the model's networks
 _MODULES_PER_TENSOR = 100  # per tensor in the checkpoint
 _MODULES_WITHOUT = 10_000  # modules without tensors
 _FIX = "use the version of genimg, and of the packages in allow=, that it was trained with"
@@ -39,11 +39,12 @@ def require_fitting(
         build: Function that builds the model of the checkpoint's config.
         weights: The checkpoint's tensors by name.
         builder: Builder of the config.
-        are_a_part: Whether the tensors are those of one network of the model, under other names; then only sizes are compared.
+        are_a_part: Whether the tensors belong to a single network of the model and have other names; only sizes are compared
+            then.
 
     Raises:
-        CheckpointError: If a tensor has another shape, or if the model needs far more memory than the checkpoint's tensors.
-        UserError: If the model refuses the config's values.
+        CheckpointError: If the shape of a tensor differs, or if the model needs far more memory than the checkpoint's tensors.
+        UserError: If the model rejects a value of the config.
     """
     if set(builder.allowed) - set(ALLOWED):
         return
@@ -51,7 +52,7 @@ def require_fitting(
         with _without_memory(len(weights)):
             model = build()
     except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
-        if isinstance(error, TypeError) and "verflow" not in str(error):  # PyTorch raises it for large numbers
+        if isinstance(error, TypeError) and "verflow" not in str(error):  # PyTorch raises it for overflow
             raise
         raise CheckpointError(
             f"the model that the checkpoint's config describes cannot be built ({first_line(error)})", _FIX
@@ -93,14 +94,14 @@ def _without_memory(num_tensors: int) -> Iterator[None]:
     hook = register_module_module_registration_hook(count)
     try:
         with torch.device("meta"), _Uninitialised(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the real construction warns again
+            warnings.simplefilter("ignore")  # building the model for use warns again
             yield
     finally:
         hook.remove()
 
 
 class _Uninitialised(TorchFunctionMode):
-    """Skips initialisation of tensors on the device ``meta``, which is slow in PyTorch."""
+    """Skips the initialisation of tensors on the device ``meta``, because PyTorch does it slowly."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

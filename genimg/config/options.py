@@ -29,14 +29,14 @@ def read_options(composed: DictConfig, schema: type[Options], groups: Collection
         Copies of the options, as an object of the schema, and of the config's resolved groups by name.
 
     Raises:
-        ConfigError: If a required option has no value, a key is unknown, such as a misspelt ``+sed=1``, or a value has the
-            wrong type or is not finite.
+        ConfigError: If a required option has no value, if a key is unknown, such as a misspelt ``+sed=1``, or if a value has
+            the wrong type or is not finite.
     """
     require_all_values(composed)
     own = [option.name for option in options_of(schema)]
     known = {*own, *groups}
     for key in map(str, composed):
-        if key not in known and not key.startswith("_"):  # these keys hold values that other keys refer to
+        if key not in known and not key.startswith("_"):  # keys with _ hold values to which others refer
             problem = f"unknown key {key}{nearest(key, known)}"
             raise ConfigError(problem, "nothing reads it; --cfg job shows all keys", key=key)
     values = thaw(Config.of(composed))

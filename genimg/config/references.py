@@ -1,4 +1,4 @@
-"""Tell plain references, ``${key}``, from resolver calls in configs.
+"""Distinguish plain references, ``${key}``, from resolver calls in configs.
 
 A resolver can read an environment variable, create a directory or parse text as a config, so only configs that the user wrote
 may call one. A checkpoint's config may only refer to its own keys.
@@ -13,8 +13,8 @@ from typing import Any
 from genimg.errors import ConfigError, join
 
 _PLAIN = re.compile(r"\$\{(?:oc\.select:\s*)?(\w[\w.]*)(?:,\s*[\w.-]*)?\}")
-_MOST = 10**7  # nodes, and characters of text
-_LONGEST = 32  # chain of references
+_MOST = 10**7  # maximum number of nodes, and of characters of text
+_LONGEST = 32  # maximum number of references in a chain
 
 
 def is_plain(text: str) -> bool:
@@ -72,7 +72,7 @@ def _extent(node: Any, root: Mapping[str, Any], known: dict[str, tuple[int, int]
         path: Keys of the references followed so far.
 
     Returns:
-        Number of nodes and characters, counted once per reference to them; length of the longest chain of references.
+        Number of nodes and characters, each counted once for every reference to it, and the length of the longest chain.
     """
     if isinstance(node, Mapping | list):
         parts = [_extent(value, root, known, path) for value in (node.values() if isinstance(node, Mapping) else node)]

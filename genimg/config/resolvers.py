@@ -34,8 +34,8 @@ def register() -> NewDirectories:
 class NewDirectories:
     """Creates the default directory of a run or sweep, once, just before Hydra writes into it.
 
-    Nothing is created when a config is resolved for another reason: to print it, in a dry run, in other ranks, or in the jobs
-    of a sweep, whose directories lie in the sweep's.
+    Nothing is created when a config is resolved for another purpose: to print it, in a dry run, in other ranks, or in the jobs
+    of a sweep, whose directories are inside that of the sweep.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class NewDirectories:
         self._has_begun = False
 
     def task_begins(self) -> None:
-        """Record that Hydra has created its directory, so no more are created."""
+        """Record that Hydra has created its directory, so no other one is created."""
         self._has_begun = True
 
     def of_run(self, path: str) -> str:
@@ -86,5 +86,5 @@ def _constants(arguments: Sequence[str]) -> set[str]:
             continue
         with contextlib.suppress(OverrideParseException):  # reported by Hydra
             if not parser.parse_override(argument).is_sweep_override():
-                found.add(argument.partition("=")[0].lstrip("+~"))  # with the package of evaluation@evaluation.additional.x
+                found.add(argument.partition("=")[0].lstrip("+~"))  # may contain a package, as GROUP@PACKAGE
     return found

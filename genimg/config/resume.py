@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 # Keys that may differ from the checkpoint's config without changing the training. trainer.duration is one of them because
-# schedules that depend on it have their own duration.
+# schedules that depend on it store their own duration.
 _HARMLESS = (
     "run_dir", "resume", "resume_force", "allow", "debug", "traceback", "print_config", "dry_run", "device",
     "evaluation", "performance", "logger",
@@ -46,9 +46,9 @@ _HARMLESS = (
 _OF_THIS_COMMAND = ("resume", "resume_force", "run_dir", "allow", "traceback", "print_config", "dry_run", "logger")
 
 _WITH_PATHS = ("data", "task")  # groups that name files
-_PATHS = ("root", "a", "b", "path", "folder")  # their keys, at any depth, with paths relative to the working directory
+_PATHS = ("root", "a", "b", "path", "folder")  # keys at any depth of these groups whose values are relative paths
 
-_NO_FIT = "the checkpoint's weights do not fit the model any more"
+_NO_FIT = "the checkpoint's weights no longer fit the model"
 _ABSENT = "(absent)"  # stands for a missing value
 
 
@@ -92,14 +92,14 @@ def find_start(composition: Composition, run_dir: Path) -> Start:
     ``genimg-train resume=PATH`` needs no other arguments.
 
     Raises:
-        CheckpointError, ConfigError: If the checkpoint is missing, damaged, not the newest of its run, or belongs to another
-            config.
+        CheckpointError, ConfigError: If the checkpoint is missing or damaged, is not the newest of its run, or has
+            another config.
     """
     composed = composition.config
     folder = checkpoint.CheckpointFolder(run_dir / "checkpoints", keep_last=1)
     if names_a_checkpoint(composed):
         path = Path(str(composed.resume)).expanduser()
-        # For a run directory, load the newest readable checkpoint: a killed run's last.pt may be older.
+        # For a run directory, load the newest readable checkpoint, because last.pt of a killed run may be older.
         newest = folder.load_last() if path.is_dir() and path.resolve() == run_dir.resolve() else None
         saved: Saved | None = Saved(*(newest or checkpoint.load_named(path)))
     elif composed.resume == "auto":
@@ -117,7 +117,7 @@ def find_start(composition: Composition, run_dir: Path) -> Start:
     raw["run_dir"] = str(run_dir)
     named = _take_out_what_is_local(raw, composition) if saved and names_a_checkpoint(composed) else None
     resolved = _resolved(raw)
-    for group in _WITH_PATHS:  # lets the run be continued from any directory
+    for group in _WITH_PATHS:  # so the run can be continued from any directory
         _make_absolute(resolved.get(group), raw.get(group))
     config = Config(raw)
     require_structure(config)
@@ -127,7 +127,7 @@ def find_start(composition: Composition, run_dir: Path) -> Start:
 
 
 def _take_out_what_is_local(source: Node, composition: Composition) -> instantiate.Named:
-    """Replace, in place, paths and digests that only the checkpoint's config names; return those that the command line names.
+    """Replace, in place, paths and digests that come only from the checkpoint; return those given on the command line.
 
     Raises:
         ConfigError: If a value has no replacement.
@@ -139,7 +139,7 @@ def _take_out_what_is_local(source: Node, composition: Composition) -> instantia
     typed = composition.typed_keys()
     config, raw = _resolved(source), _plain(composed)
     for place in untrusted.places(config, builder):
-        # Compare with the text as typed, because an interpolation could lead back into the checkpoint's config.
+        # Compare with the text as typed, because an interpolation could refer to a value of the checkpoint's config.
         if any(f"{place.key}.".startswith(f"{key}.") for key in typed) and _at(raw, place.path) == place.value:
             given[place.key] = place.value
     builder = untrusted.naming(builder, given)
@@ -147,7 +147,7 @@ def _take_out_what_is_local(source: Node, composition: Composition) -> instantia
         node = _at(source, place.path[:-1])
         if isinstance(node, dict):
             node[place.path[-1]] = place.mark.instead
-    if left := untrusted.take_out(_resolved(source), builder):  # reached by an interpolation
+    if left := untrusted.take_out(_resolved(source), builder):  # values behind an interpolation
         raise ConfigError(instantiate.name_again({place.key: "${...}" for place in left}))
     chosen = {override.key_or_group for override in composition.typed()} & {"data", "evaluation"}
     builder = builder.choosing(*chosen)
@@ -190,7 +190,7 @@ def _make_absolute(config: Any, source: Any) -> None:
 
 
 def same_measure(old: Node, new: Node) -> bool:
-    """Return whether two ``evaluation`` groups measure the same, so their best values can be compared."""
+    """Return whether two ``evaluation`` groups compute the same metrics, so their best values can be compared."""
     indifferent = (
         "interval", "batch_size", "cache_dir", "bootstrap", "reconstructions", "final_num_images", "stop_if", "additional",
     )  # fmt: skip
@@ -257,7 +257,7 @@ def _compare_images(saved: Node, facts: Node, *, force: bool) -> None:
     if refused := refused_differences(before, now):
         if not force:
             raise ConfigError("; ".join(refused), _OTHER_IMAGES)
-        log.warning("resuming with other data: %s", "; ".join(refused))
+        log.warning("resuming with different data: %s", "; ".join(refused))
     if "data" not in saved:
         log.warning(
             "the checkpoint does not record which images it was trained on: they cannot be compared with the current ones"
@@ -280,7 +280,7 @@ def _differences(old: Node, new: Node) -> dict[str, str]:
 
 
 def _in_short(changes: dict[str, str], old_raw: Node, new_raw: Node) -> str:
-    """Return the differences as lines: one line for a group with another option, and none for keys that follow from others."""
+    """Return the differences as lines. A group with another option has one line; keys that follow from other keys have none."""
     flat_old, flat_new = flatten(old_raw), flatten(new_raw)
     derived = {
         key
@@ -306,7 +306,7 @@ def _compare(saved: Saved, config: Config, named: instantiate.Named | None) -> N
     if {saved.state["config"]["trainer"]["accumulation"], config["trainer"]["accumulation"]} <= {"auto", found}:
         changes.pop("trainer.accumulation", None)
     builder = instantiate.Builder((*instantiate.ALLOWED, *map(str, config["allow"] or ())))
-    for place in untrusted.places(config, builder):  # the same file may have moved
+    for place in untrusted.places(config, builder):  # the file may be the same in a new place
         changes.pop(place.key, None)
     if not changes:
         return
@@ -359,8 +359,8 @@ def _refuse_to_overwrite(folder: checkpoint.CheckpointFolder, saved: Saved | Non
     step = saved.state["training"]["images"] // batch_size
     if step < max(steps):
         raise ConfigError(
-            f"{saved.path} is of step {step}, but {folder.path} continues to step {max(steps)}: choose another run_dir to "
-            "branch off from there"
+            f"{saved.path} was written at step {step}, but {folder.path} continues to step {max(steps)}: choose another "
+            "run_dir to branch off from there"
         )
 
 
@@ -377,7 +377,7 @@ def _on_top_of(state: Node, composition: Composition) -> Node:
         if key not in _OF_THIS_COMMAND:
             # A group chosen on the command line replaces the whole saved group, and no other group.
             OmegaConf.update(config, key, OmegaConf.select(composed, key), merge=False, force_add=True)
-    # Never taken from the checkpoint, because a downloaded one could allow its own code.
+    # allow is never taken from the checkpoint, because a downloaded one could allow its own code.
     for key in _OF_THIS_COMMAND:
         config[key] = composed[key]
     return OmegaConf.to_container(config, resolve=False)  # type: ignore[return-value]

@@ -10,7 +10,7 @@ from genimg.config.schema.commands import CHECKPOINT_GROUPS
 
 
 def with_sampling_options(arguments: Sequence[str]) -> list[str]:
-    """Place every option that genimg-sample does not have below ``sampling``, which is checked once the model is loaded."""
+    """Move every option that genimg-sample does not have to ``sampling``, which is checked once the model is loaded."""
     known = {option.name for option in options_of(COMMANDS["sample"])} | {*CHECKPOINT_GROUPS, "hydra"}
     keys = [re.match(r"([A-Za-z_]\w*)=", argument) for argument in arguments]
     return [

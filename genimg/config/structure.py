@@ -42,7 +42,7 @@ def require_structure(config: Mapping[str, Any]) -> None:
         if not is_node(config[group]):
             raise ConfigError(f"{group}._target_ is required", f"set {group}=NAME", key=f"{group}._target_")
     for key, value in config.items():
-        require_finite(value, key)  # includes keys that no other check covers
+        require_finite(value, key)  # also checks keys that no other check covers
     require_options(config["trainer"], schema.GROUPS["trainer"]["trainer"], "trainer")
     require_options(config["data"], schema.OPEN["data"]["common"], "data", _OF_EVERY_DATA)
 

@@ -11,7 +11,7 @@ from typing import Any
 from genimg.errors import ConfigError
 from genimg.utils.type_hints import SCALARS, as_written, describe_hint, fits, is_instance, options_of, part_of
 
-_LARGEST = 2**63  # whole numbers must fit the 64-bit integers of tensors
+_LARGEST = 2**63  # whole numbers must fit into the 64-bit integers of tensors
 
 
 def is_node(value: Any) -> bool:

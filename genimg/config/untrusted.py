@@ -1,7 +1,7 @@
 """Handle machine-local values in a checkpoint's config: paths and digests that decide which local files are opened.
 
-These parameters are marked where they are declared, see ``genimg.utils.machine_local``. ``Builder`` refuses their values unless
-the command line names them. This module finds them, inserts the user's values and logs the dropped ones.
+These parameters are marked where they are declared (see ``genimg.utils.machine_local``). ``Builder`` refuses their values
+unless the command line names them. This module finds them, inserts the user's values and logs the dropped ones.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def places(node: Any, builder: Builder, path: tuple[str | int, ...] = ()) -> Ite
         return
     try:
         target = builder.locate(node["_target_"], ".".join(map(str, path))) if "_target_" in node else None
-    except ConfigError:  # raised again if it is built
+    except ConfigError:  # it is raised again if the target is built
         target = None
     if target is not None and builder.omits(target):
         return
@@ -91,7 +91,7 @@ def take_out(config: Node, builder: Builder, groups: Sequence[str] | None = None
     """
     looked_at = config if groups is None else {group: config.get(group) for group in groups}
     dropped = [place for place in places(looked_at, builder) if not builder.may_take(place.name, place.value, place.mark)]
-    shortest: dict[str, str] = {}  # by value: several networks may read one encoder's path
+    shortest: dict[str, str] = {}  # shortest key of each value: several networks may read one encoder's path
     for place in sorted(dropped, key=lambda place: (place.path[0] == "model", len(place.path))):
         if place.mark.instead is Required:
             shortest.setdefault(str(place.value), place.key)

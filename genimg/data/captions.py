@@ -18,7 +18,7 @@ _MULTIPLE = 16
 def encode(texts: Sequence[str | None], length: int) -> Tensor:
     """Return the UTF-8 bytes of each text, cut after the last whole character and zero-padded: uint8 [N, length].
 
-    None is an empty text. Zeros inside a text are removed, and half a surrogate pair becomes a question mark.
+    None counts as an empty text. Zeros inside a text are removed, and half a surrogate pair becomes a question mark.
     """
     rows = b"".join(_cut(_bytes(text), length).ljust(length, b"\0") for text in texts)
     return torch.from_numpy(np.frombuffer(bytearray(rows), dtype=np.uint8).reshape(len(texts), length))
@@ -30,7 +30,7 @@ def decode(captions: Tensor) -> list[str]:
 
 
 def caption_length(texts: Sequence[str | None]) -> int:
-    """Return the bytes of the longest text, rounded up to a multiple of 16; at most 256, with a warning if texts are cut."""
+    """Return the size in bytes of the longest text, as a multiple of 16 up to 256, with a warning if texts are cut."""
     lengths = [len(_bytes(text)) for text in texts]
     if (longest := max(lengths)) > _MOST_BYTES:
         count = sum(length > _MOST_BYTES for length in lengths)

@@ -41,7 +41,7 @@ class Classes:
 def classes_by_directory(paths: Sequence[str]) -> Classes:
     """Return the direct subdirectories as classes in alphabetical order, if there are several and every image is in one.
 
-    If images lie beside several subdirectories, warn with their names and return no classes.
+    If images lie beside several subdirectories, log a warning that names them and return no classes.
     """
     names = sorted({path.split("/", 1)[0] for path in paths if "/" in path})
     if stray := stray_images(paths):
@@ -67,8 +67,8 @@ def stray_images(paths: Sequence[str]) -> str:
 def classes_by_file(content: bytes, paths: Sequence[str], where: str) -> Classes | None:
     """Return the classes in a ``dataset.json`` of StyleGAN's dataset tool.
 
-    Labels keep their numbers. A class name is its number, followed by " - " and a name if the file has a list
-    ``class_names``.
+    Labels keep their numbers. A class name is the number of the class, followed by " - " and a name if
+    the file has a list ``class_names``.
 
     Args:
         content: Content of the file.
@@ -106,7 +106,7 @@ def classes_by_file(content: bytes, paths: Sequence[str], where: str) -> Classes
 
 def _checked(entries: Any, where: str) -> dict[str, int]:
     """Return the label of each file name."""
-    form = 'entries must be such as ["00000/img00000000.png", 6]'
+    form = 'entries must look like ["00000/img00000000.png", 6]'
     if not isinstance(entries, list):
         raise _broken(f"the file {where} has {type(entries).__name__} as labels, not a list: {form}")
     found: dict[str, int] = {}

@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 MOST_FILES = 10_000
-"""Maximum number of files to read; of more files, those whose names have the smallest hashes are read."""
+"""Maximum number of files to read; if there are more, those whose names have the smallest hashes are read."""
 
 _PIECE = 16 * 2**10  # bytes at the head, middle and tail of a file; files of up to three pieces are read whole
 _THREADS = 8  # most of the time is spent waiting for the disk
@@ -25,8 +25,8 @@ def digest_of_contents(root: Path, paths: Sequence[str]) -> str:
     """Return the SHA-256 of file contents, in hexadecimal.
 
     Files of up to 48 KiB are read whole; of larger ones, the size and 16 KiB at the head, middle and tail are used.
-    Of more than ``MOST_FILES`` files, a sample is used that depends on the names alone. A change of one file in a
-    thousand in a folder of a million is then detected with a probability of 99.996 %.
+    If there are more than ``MOST_FILES`` files, only a sample is read, which depends on the names alone. A change of one file
+    in a thousand in a folder of a million is then detected with a probability of 99.996 %.
 
     Args:
         root: Directory of the files.

@@ -41,7 +41,7 @@ _DRAWS = (
     "horizontal_flip", "vertical_flip", "rotation", "crop_area", "crop_ratio", "crop_top", "crop_left", "brightness",
     "contrast", "saturation", "hue", "cutout_top", "cutout_left", "partner", "which_mix", "mix_top", "mix_left",
 )  # fmt: skip
-_DIGITS = 4  # decimal places of the recorded parameters, which are the applied ones
+_DIGITS = 4  # decimal places of the parameters, which are rounded before they are applied and recorded
 _GREY = 127
 
 
@@ -158,7 +158,7 @@ class CopyJob:
         paths: Paths of the images, relative to ``root``.
         texts: Captions of the images; None if there are none.
         copies: Number of copies of each image.
-        originals: Whether to copy the images themselves too.
+        originals: Whether to write copies of the original images as well.
         seed: Seed of all random numbers.
         settings: Strength of each operation, with the keys of ``RANGES``.
     """
@@ -275,7 +275,7 @@ def stem(path: str) -> str:
 
 
 def copy_name(path: str, number: int) -> str:
-    """Return the path of a copy, relative to the root like its image's."""
+    """Return the path of a copy, relative to the root as ``path`` is."""
     return f"{stem(path)}-{number}.png"
 
 

@@ -26,12 +26,12 @@ _HOW_TO_GIVE_LEVELS = "give the values that become black and white with range=[l
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """The common format that images are converted to.
+    """The common format to which images are converted.
 
     Attributes:
         height, width: Size in pixels.
         channels: 1 for grey, 3 for RGB, 4 for RGBA.
-        fit: Handling of another aspect ratio: ``crop`` the centre, ``stretch``, or ``pad`` with black.
+        fit: Handling of a different aspect ratio: ``crop`` the centre, ``stretch``, or ``pad`` with black.
         levels: Values of 16- and 32-bit images that become black and white; values outside are clipped. None means 0 and
             65,535 for 16 bits, 0 and 255 for 32-bit integers, and 0 and ``float_white`` for floats; 32-bit values outside
             are an error.

@@ -63,7 +63,7 @@ def with_float_white(files: ImageFiles, pixels: PixelFormat) -> PixelFormat:
 
 
 def _looks_deep(files: ImageFiles, path: str) -> bool:
-    """Return whether the header says 16 or 32 bits."""
+    """Return whether the header declares 16 or 32 bits."""
     try:
         with open_header(files.open(path)) as image:
             return is_deep(image)

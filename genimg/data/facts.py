@@ -1,4 +1,4 @@
-"""Facts about the data that networks are built from."""
+"""Facts about the data from which networks are built."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FIX = "choose another checkpoint, because this one is damaged or was made by an
 class DataFacts:
     """Facts about a dataset, computed once.
 
-    Each is passed to the constructors below ``model`` that have a parameter of its name, unless the config sets it.
+    Each fact is passed to every constructor below ``model`` that has a parameter with its name, unless the config sets it.
 
     Attributes:
         image_size: Size in pixels: one number for square images, else (height, width).
@@ -69,7 +69,7 @@ class DataFacts:
         return facts
 
     def channels_into(self, *, backwards: bool = False) -> int:
-        """Return the channels of a translator's input; if ``backwards``, of the other domain's images."""
+        """Return the number of channels of a translator's input; if ``backwards``, that of the other domain's images."""
         channels = self.target_channels if backwards else self.source_channels
         assert channels is not None, "the data has no task"
         return channels

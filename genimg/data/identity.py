@@ -25,7 +25,7 @@ _MOST_SHOWN = 3  # classes named in a message
 
 
 def identity_of(source: ImageDataset, *, captions: bool = False, masks: str | None = None) -> Identity:
-    """Return the identity of training images, in primitives.
+    """Return the identity of training images, as primitives.
 
     Args:
         source: Training images.

@@ -42,7 +42,7 @@ def open_image_files(path: Path, *, refresh: bool) -> ImageFiles:
 
 
 def classes_of(files: ImageFiles) -> Classes:
-    """Return the classes from dataset.json if it has labels, else from the subdirectories.
+    """Return the classes from dataset.json if it has labels, or else from the subdirectories.
 
     Raises:
         DataError: If dataset.json is damaged or does not match the images.
@@ -57,10 +57,10 @@ def classes_of(files: ImageFiles) -> Classes:
 
 
 def captions_of(files: ImageFiles, wanted: str | None) -> FolderCaptions | None:
-    """Return the captions of a directory's images, see ``find_captions``; a zip file has none.
+    """Return the captions of a directory's images (see ``find_captions``); a zip file has none.
 
     Raises:
-        DataError: If the file of captions is missing.
+        DataError: If the caption file is missing.
         ConfigError: If captions of a zip file are requested.
     """
     if not isinstance(files, ZipImages):

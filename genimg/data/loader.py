@@ -52,8 +52,8 @@ class ImageLoader:
         max_corrupt: Number of undecodable images to skip with a warning before the run stops; None if none may be skipped.
         device: Device of the batches.
         keys: Keys of the batches: ``image``, and ``label`` and ``caption`` if the method needs them.
-        augment: Augmentation of training samples; None for none.
-        task: Task that makes sources and targets from images; None for none.
+        augment: Augmentation of training samples; None for no augmentation.
+        task: Task that makes sources and targets from images; None for no task.
 
     Attributes:
         caption_length: Length of the batches' captions in bytes; 0 without captions.
@@ -261,7 +261,7 @@ class ImageLoader:
 
 
 class UnpairedImageLoader(ImageLoader):
-    """Loads images of two domains, each in its own order; an epoch is one of the larger domain.
+    """Loads images of two domains, each in its own order; the larger domain defines the length of an epoch.
 
     Args:
         source: The two domains.
@@ -294,7 +294,7 @@ def available_keys(source: ImageDataset) -> tuple[str, ...]:
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ignore stop signals: they reach every process, but only the trainer must act, after a last batch."""
+    """Ignore stop signals: they reach every process, but only the trainer acts on them, after a last batch."""
     for number in stop_signals():
         signal.signal(number, signal.SIG_IGN)
 

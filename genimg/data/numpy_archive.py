@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from genimg.errors import DataError
 
 MOST_HEADER = 2**14  # maximum bytes before the values of an array; NumPy reads 10,000
-_MOST_INFLATED = 2**29  # bytes of an array with any compression ratio
+_MOST_INFLATED = 2**29  # maximum bytes of an array whose compression ratio is not checked
 _MOST_RATIO = 100  # compression ratio of larger arrays; images and features rarely exceed 10
 
 
@@ -39,7 +39,7 @@ class NumpyArchive:
 
     Args:
         file: Path of the file.
-        what: Its name in messages, such as ``path=images.npz``.
+        what: Name of the file in messages, such as ``path=images.npz``.
 
     Attributes:
         headers: Header of every array by name, in the archive's order.

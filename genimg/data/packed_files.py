@@ -61,7 +61,7 @@ class Description:
         class_names: Class names by label; empty without labels.
         labelled, captioned: Whether there is a file of labels, and of captions.
         shards: Files of images, in order.
-        source: Origin of the images, in primitives: name, fingerprint, number of images, fit and more.
+        source: Origin of the images, as primitives: name, fingerprint, number of images, fit and more.
         genimg_version: Version of genimg that packed the images.
         digests: SHA-256 of the checksums, labels and captions, by file name; empty for ``WITHOUT_CHECKSUMS``.
     """

@@ -48,7 +48,7 @@ class _Piece:
 class _ShardWriter:
     """Writes a stream of images into files of ``per_shard`` images each.
 
-    A full disk is an error here, but would kill the process if the files were written through a memory map.
+    A full disk raises an error here. If the files were written through a memory map, it would kill the process.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int, int], per_shard: int) -> None:
@@ -113,7 +113,7 @@ def pack(
         shard_size: Maximum bytes of images in a file; a file has at least one image.
         num_threads: Number of decoding threads; None uses one per core.
         max_corrupt: Number of corrupt images to skip before an error; None skips all.
-        provenance: More about the origin of the images, in primitives.
+        provenance: Further information about the origin of the images, as primitives.
 
     Returns:
         The description of the files, and the number of corrupt images.

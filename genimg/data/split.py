@@ -88,7 +88,7 @@ def without_validation(source: ImageDataset, validation: float) -> ImageDataset:
 
 
 def random_part(source: ImageDataset, count: int) -> ImageDataset:
-    """Return ``count`` random images, or all if there are fewer, without validation; of unpaired data, from each domain."""
+    """Return ``count`` random images (of unpaired data, from each domain), or all if there are fewer, without validation."""
     if isinstance(source, UnpairedDataset):
         return UnpairedDataset(random_part(source.a, count), random_part(source.b, count))
     return _part(source, subset_of(source, count))

@@ -24,9 +24,9 @@ def random_subset(count: int, total: int, *, seed: int, labels: NDArray[np.int64
     not depend on the platform, the batch size or the number of processes. Evenly spaced numbers are unsuitable: MNIST's
     training file alternates two populations of writers, and an even step selects only one of them.
 
-    With labels, each class gets its share of ``count`` (see ``shares``), again the images with the lowest hashes.
+    With labels, each class gets its share of ``count`` (see ``shares``); its images with the lowest hashes are chosen.
 
-    A smaller subset is part of every larger one; with labels, up to a few images, because shares are rounded.
+    A smaller subset is part of every larger one. With labels, a few images may differ, because shares are rounded.
 
     Args:
         count: Number of images to choose, from 0 to ``total``.
@@ -60,7 +60,7 @@ def random_order(total: int, *, seed: int) -> NDArray[np.int64]:
 
 
 def lowest(count: int, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Choose ``count`` of distinct numbers like ``fixed_subset``; return their increasing indices in ``numbers``."""
+    """Choose ``count`` of the distinct ``numbers`` as ``fixed_subset`` does, and return their indices in ascending order."""
     return np.sort(np.argsort(keys_of(_SEED, Stream.SUBSET, numbers), kind="stable")[:count])
 
 
@@ -86,7 +86,7 @@ def shares(count: int, sizes: NDArray[np.int64], *, seed: int) -> NDArray[np.int
 
 
 def random_labels(count: int, sizes: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
-    """Return labels in random order, int64 [count], with each class in its share; for the arguments, see ``shares``."""
+    """Return labels in random order, int64 [count], in which each class has its share; for the arguments, see ``shares``."""
     labels = np.repeat(np.arange(len(sizes), dtype=np.int64), shares(count, sizes, seed=seed))
     return labels[random_order(count, seed=seed)]
 

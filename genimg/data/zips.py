@@ -31,11 +31,11 @@ class ZipImages:
 
     Attributes:
         root: Path of the zip file.
-        paths: Names of the images, sorted, without hidden ones.
+        paths: Names of the images, sorted, without hidden files.
         digest: Hexadecimal SHA-256 of all names, sizes and checksums in the zip's directory.
 
     Raises:
-        DataError: If it is not a zip file, or an image is encrypted, too large or compressed in another way.
+        DataError: If it is not a zip file, or an image is encrypted, too large or neither stored nor deflated.
     """
 
     def __init__(self, path: Path) -> None:

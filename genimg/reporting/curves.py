@@ -10,13 +10,13 @@ from itertools import pairwise
 from genimg.reporting.runs import Run, finite_numbers
 from genimg.reporting.text import thinned
 
-_MAX_POINTS = 40_000  # points of all runs in one chart
+_MAX_POINTS = 40_000  # maximum number of points of all runs in one chart
 _GROUPS = {"evaluation": "Evaluation", "loss": "Losses", "lr": "Learning rates", "time": "Throughput"}
-_OTHER = "Inside the training"
+_OTHER = "Other training values"
 _COLOURS, _DASHES = 8, 6
 NUM_LOOKS = _COLOURS * _DASHES
-_CONSTANT = 1e-6  # relative spread up to which numbers count as equal; float32 has seven digits
-_ZERO = 1e-300  # size up to which numbers count as zero
+_CONSTANT = 1e-6  # numbers with at most this relative spread count as equal; float32 has seven digits
+_ZERO = 1e-300  # numbers up to this size count as zero
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Chart:
     Attributes:
         name: Name of the quantity in the records.
         series: One curve per run.
-        has_points: Whether single points are marked, as for evaluations.
+        has_points: Whether individual points are marked, as for evaluations.
         thinned: Whether points were omitted.
     """
 
@@ -91,7 +91,7 @@ def _of_evaluations(run: Run, number: int, name: str) -> Series | None:
 
 
 def _points(run: Run) -> dict[str, tuple[list[int], list[float]]]:
-    """Return the curves of a run's training by name, without those of evaluations."""
+    """Return the curves that a run recorded during training, by name, without those of evaluations."""
     found: dict[str, tuple[list[int], list[float]]] = {}
     for record in run.records:
         for name, value in finite_numbers(record).items():
@@ -103,7 +103,7 @@ def _points(run: Run) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def _thin(x: list[int], y: list[float], most: int) -> tuple[list[int], list[float]]:
-    """Keep the lowest and highest point of each of evenly spaced parts of a curve, so no peak is lost."""
+    """Split a curve into evenly spaced parts and keep the lowest and highest point of each, so no peak is lost."""
     if len(x) <= most:
         return x, y
     kept = {0, len(x) - 1}
@@ -126,12 +126,12 @@ def _merged(found: Sequence[Chart]) -> list[Chart]:
 
 
 def _short(number: float) -> float:
-    """Round to six digits, more than a chart shows."""
+    """Round to six digits, which is more than a chart shows."""
     return float(f"{number:.6g}")
 
 
 def looks(order: Sequence[int]) -> list[str]:
-    """Return the CSS classes of each run's colour and dashes; runs after the first ``NUM_LOOKS`` of ``order`` share a grey."""
+    """Return the CSS classes of each run's colour and dashes; runs after the first ``NUM_LOOKS`` of ``order`` are grey."""
     found = [""] * len(order)
     for place, run in enumerate(order):
         shift = place % _COLOURS + place // _COLOURS  # neighbours differ in both colour and dashes
@@ -142,7 +142,8 @@ def looks(order: Sequence[int]) -> list[str]:
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Return about ``count`` round numbers, from the first at or below ``low`` to the first at or above ``high``.
 
-    Equal numbers get an axis from zero to twice their value, or from 0 to 1 if they are zero. The page's script has the same.
+    If ``low`` equals ``high``, the axis goes from zero to twice that value, or from 0 to 1 if it is zero. The page's script
+    has the same function.
     """
     largest = max(abs(low), abs(high))
     if high - low <= max(_CONSTANT * largest, _ZERO):

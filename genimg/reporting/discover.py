@@ -12,13 +12,13 @@ from genimg.reporting.run_files import is_run, read_run
 from genimg.reporting.runs import Run
 from genimg.utils.sweep_table import rows_of
 
-_DEPTH = 3  # levels below a directory that are searched for runs: outputs/multirun/DATE/TIME/JOB
+_DEPTH = 3  # levels below a directory that are searched for runs, as in outputs/multirun/DATE/TIME/JOB
 _INSIDE_A_RUN = {"checkpoints", "tensorboard", "samples", ".hydra"}
 _OVERRIDE = re.compile(r"\s+(?=[+~]{0,2}[A-Za-z_][\w./@-]*=)")
 
 
 def find_runs(directories: Sequence[Path]) -> list[Run]:
-    """Read all runs of the directories in their order, each run once.
+    """Read all runs of the directories, in the order of the directories, and each run once.
 
     Raises:
         ConfigError: If no directory is given.
@@ -90,7 +90,7 @@ def _read(folder: Path, label: str, row: dict[str, str]) -> Run:
 
 
 def folder_name(folder: Path) -> str:
-    """Return the last part of a path, also of a relative one such as ``..``."""
+    """Return the last part of a path, even of a relative path such as ``..``."""
     return folder.name if folder.name not in ("", "..") else folder.resolve().name
 
 

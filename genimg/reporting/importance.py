@@ -15,7 +15,7 @@ from genimg.reporting.text import format_setting
 
 _MIN_VALUES = 3
 _MIN_RUNS = 8
-_MAX_GROUPS = 6  # most distinct numbers compared as groups; more are compared by rank
+_MAX_GROUPS = 6  # maximum number of distinct numbers compared as groups; more are compared by rank
 RULE = (
     f"A setting is listed only if it took at least {_MIN_VALUES} different values in at least {_MIN_RUNS} measured runs. There "
     f"must also be two runs per value, unless there are more than {_MAX_GROUPS} values and all are numbers: these are compared "

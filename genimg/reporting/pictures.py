@@ -16,12 +16,12 @@ from genimg.reporting.runs import Run
 from genimg.reporting.text import thinned
 from genimg.utils.pillow import open_header, open_image
 
-MAX_STEPS = 24  # pictures per kind and run
+MAX_STEPS = 24  # maximum number of pictures per kind and run
 BUDGET = 10_500_000  # bytes for all pictures; Base64 adds a third, and the rest of a page takes a few hundred kB
-_MAX_PER_RUN = 96  # pictures per run; a run waits for them at its end, at most a second
-_MAX_PICTURES = 480  # pictures of all runs
-_MAX_PIXELS = 60_000_000  # pixels in the files of all pictures
-_MAX_SIDE = 1200  # pixels on the longer side of a picture on the page
+_MAX_PER_RUN = 96  # maximum number of pictures per run; encoding them takes at most a second at the end of a run
+_MAX_PICTURES = 480  # maximum number of pictures of all runs
+_MAX_PIXELS = 60_000_000  # maximum number of pixels in the files of all pictures
+_MAX_SIDE = 1200  # maximum number of pixels on the longer side of a picture
 _LOSSLESS_PIXELS = 160_000
 _QUALITY = 90
 
@@ -35,7 +35,7 @@ class Picture:
         uri: ``data:`` URI of the encoded picture.
         width, height: Size in pixels.
         num_bytes: Size of the encoded picture, before Base64.
-        reduced: Whether the picture is smaller than its file because of the largest side on a page.
+        reduced: Whether the picture is smaller than its file because the page limits the side length.
     """
 
     images: int
@@ -51,7 +51,7 @@ class Gallery:
     """All pictures of a page.
 
     Attributes:
-        kinds: Ordered pictures by kind and number of the run.
+        kinds: Pictures in order of images seen, by kind and number of the run.
         notes: Sentences about omitted, reduced or unreadable pictures.
     """
 
@@ -114,7 +114,7 @@ def _encoded(images: int, path: Path, scale: float) -> Picture | None:
     try:
         with open_image(path) as opened:
             image = opened.convert("RGB")
-    except OSError:  # Pillow's errors are OSErrors, too
+    except OSError:  # Pillow's errors are also OSErrors
         return None
     factor = min(scale, _MAX_SIDE / max(image.size))
     if factor < 1.0:

@@ -20,7 +20,7 @@ class Standing:
     Attributes:
         run: The run.
         number: Number of the run in the given order, from 0.
-        best: The run's best evaluation; None without one.
+        best: The run's best evaluation; None if it has none.
         value: Value of the compared metric in that evaluation.
         place: Place from 1, which equal values share; None without a value.
     """
@@ -33,7 +33,7 @@ class Standing:
 
     @property
     def score(self) -> float | None:
-        """The number that decides its place."""
+        """The number that decides the run's place."""
         return None if self.value is None else self.value.number
 
 
@@ -56,7 +56,7 @@ class SeedGroup:
 
     @property
     def score(self) -> float | None:
-        """Mean of the values, which decides its place; None without values."""
+        """Mean of the values, which decides the group's place; None without values."""
         return fmean(self.values) if self.values else None
 
     @property
@@ -71,9 +71,10 @@ class Ranking:
 
     Attributes:
         metric: Metric that is compared; None if nothing was measured.
-        higher_is_better: Whether higher values are better; None if unknown, and then lower values come first.
+        higher_is_better: Whether higher values are better; None if unknown, in which case lower values come first.
         standings: Places of the runs, in order.
-        groups: Runs that differ only in their seed, ordered by their mean; a run without such others is a group too.
+        groups: Groups of runs that differ only in their seed, ordered by their mean; a run that differs from all others in more
+            than its seed is also a group.
         warnings: Sentences about values that are not comparable.
     """
 
@@ -85,7 +86,7 @@ class Ranking:
 
     @property
     def winner(self) -> Standing | None:
-        """The best run; None if fewer than two have a value."""
+        """The best run; None if fewer than two runs have a value."""
         return self.standings[0] if sum(each.place is not None for each in self.standings) > 1 else None
 
     @property
@@ -95,7 +96,7 @@ class Ranking:
 
     @property
     def noise(self) -> tuple[float, int] | None:
-        """Standard deviation between seeds, pooled over the groups, and its number of runs; None without such runs."""
+        """Standard deviation between seeds, pooled over the groups, and their number of runs; None without such groups."""
         repeated = [group.values for group in self.groups if len(group.values) > 1]
         freedom = sum(len(values) - 1 for values in repeated)
         if not freedom:
@@ -104,7 +105,7 @@ class Ranking:
 
 
 def setting_label(group: SeedGroup, swept: Mapping[str, Sequence[Setting]]) -> str:
-    """Return the swept settings of runs that differ only in their seed, or the label of the first run without any."""
+    """Return the swept settings of runs that differ only in their seed, or else the label of the first run."""
     first = group.standings[0]
     found = {key: values[first.number] for key, values in swept.items() if key != "seed"}
     own = [f"{key}={format_setting(value)}" for key, value in found.items() if value is not None]
@@ -127,7 +128,7 @@ def rank(runs: Sequence[Run]) -> Ranking:
     standings = []
     for number, run in enumerate(runs):
         best = run.best if run.primary == metric else None
-        if up is None and run.primary == metric:  # only a run's own summary can tell its best evaluation
+        if up is None and run.primary == metric:  # only the run's summary records which evaluation is the best
             best = best or run.last
         standings.append(Standing(run, number, best, best.values.get(metric) if best and metric else None))
     _place(standings, up)

@@ -38,18 +38,18 @@ _OF_MARKDOWN = re.compile(r"([\\`*\[\]<>|#~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))
 
 @dataclass(frozen=True)
 class Report:
-    """A written report. The templates know each attribute by its name.
+    """A written report. The templates use the attributes by name.
 
     Attributes:
         html, csv, markdown: Paths of the files.
-        directories: Directories as given.
+        directories: Directories of runs and sweeps, as given by the user.
         runs: Runs in the order of the directories.
-        is_sweep: Whether the only directory is that of a sweep.
+        is_sweep: Whether the report is about a single sweep.
         ranking: Order of the runs.
         swept: Settings of all runs by swept key.
         differing: Config keys that differ between runs, with the value of each run that has a config.
-        importances: Importance of each swept key that was varied enough.
-        shared: Data, machine and software that all runs share, by title; those of a run are recorded at its end.
+        importances: Importance of each swept key that has enough different values.
+        shared: Data, machine and software that all runs share, by title; a run records its own at its end.
         made: Sentence with the date and the version of genimg.
     """
 
@@ -72,7 +72,7 @@ def write_report(directories: Sequence[Path], output: Path) -> Report:
 
     Args:
         directories: Directories of runs or sweeps.
-        output: Path of the page, ``.html``; the CSV and Markdown files get the same name beside it.
+        output: Path of the page, which ends in ``.html``; the CSV and Markdown files beside it have the same name.
 
     Raises:
         DataError: If a directory does not exist, or holds neither a run nor a sweep.
@@ -94,7 +94,7 @@ def write_report(directories: Sequence[Path], output: Path) -> Report:
     }
     for path, written in content.items():
         with atomically(path) as temporary:
-            # JSON can hold lone surrogates.
+            # Text from JSON can contain lone surrogates.
             temporary.write_text(visible(written), encoding="utf-8", errors="replace", newline="")
     return report
 

@@ -19,10 +19,10 @@ from genimg.utils.regular_files import UnsafeFileError, open_regular, refuse_lin
 log = logging.getLogger(__name__)
 
 _MARKS = ("summary.json", "metrics.jsonl", "config.yaml", ".hydra/overrides.yaml", "console.log")
-_ALIVE_SECONDS = 600  # a run without a summary counts as in progress this long after its last write; evaluations take minutes
+_ALIVE_SECONDS = 600  # a run without summary counts as in progress this long after its last write; evaluations take minutes
 _PICTURE = re.compile(r"(.+)-(\d{9,})\.png")
-_MAX_BYTES = 2**29  # for a file; metrics.jsonl is the largest
-_DEEPEST = 64  # nested mappings and lists in a config
+_MAX_BYTES = 2**29  # maximum size of a file; metrics.jsonl is the largest
+_DEEPEST = 64  # maximum depth of mappings and lists in a config
 _LOG_TAIL = 65536  # bytes at the end of a log that are searched for an error
 _ERROR = re.compile(
     r"^(?:[\d\- :,]+ERROR )?(?:genimg-train: error|this job failed(?: (?:because of|by) a bug, \w+)?): (.*)$", re.MULTILINE
@@ -36,7 +36,7 @@ def is_run(folder: Path) -> bool:
 
 
 def read_run(folder: Path, label: str) -> Run:
-    """Read a run directory, which the report calls ``label``; missing or damaged files leave their fields empty."""
+    """Read a run directory. The report shows it as ``label``; fields of missing or damaged files are empty."""
     run = Run(folder, label)
     run.config_text = _text(folder, "config.yaml")
     run.config = _mapping(_yaml(run.config_text))
@@ -66,13 +66,13 @@ _SUMMARY: dict[str, Callable[[Any], Any]] = {
 
 
 def _summary(found: Any) -> dict[str, Any]:
-    """Return the entries of summary.json that a report reads, without those of a wrong type."""
+    """Return the entries of summary.json that a report reads, except those with a wrong type."""
     values = {key: read(_mapping(found)[key]) for key, read in _SUMMARY.items() if key in _mapping(found)}
     return {key: value for key, value in values.items() if value is not None}
 
 
 def _status(run: Run) -> tuple[str, str]:
-    """Return the status of a run, and the reason."""
+    """Return the status of a run, and the reason for it."""
     summary, records = run.folder / "summary.json", run.folder / "metrics.jsonl"
     written = [path.stat().st_mtime for path in (records, run.folder / "train.log") if path.is_file()]
     age = time.time() - max(written) if written else None
@@ -93,7 +93,7 @@ def _status(run: Run) -> tuple[str, str]:
 
 
 def _error(folder: Path) -> str:
-    """Return the last error in a run's logs, or an empty string without one."""
+    """Return the last error in a run's logs, or an empty string if there is none."""
     texts = [_text(folder, name, tail=True) for name in ("console.log", "train.log")]
     found = [_ERROR.findall(text) for text in texts] + [_EXCEPTION.findall(texts[1])]  # the last lines of tracebacks
     return next((str(each[-1]).strip() for each in found if each), "")
@@ -117,7 +117,7 @@ def _pictures(folder: Path) -> dict[str, dict[int, Path]]:
 
 
 def _is_unsafe(path: Path, folder: Path) -> bool:
-    """Return whether a file of a run is a link, with a warning if so."""
+    """Return whether a file of a run is a link, and log a warning if it is."""
     try:
         refuse_links(path, below=folder)
     except UnsafeFileError as error:
@@ -127,7 +127,7 @@ def _is_unsafe(path: Path, folder: Path) -> bool:
 
 
 def _text(folder: Path, name: str, *, tail: bool = False) -> str:
-    """Return the text of a run's file or its end, or an empty string if it is missing or, with a warning, unsafe to read."""
+    """Return the text of a run's file, or of its end; empty if it is missing or unsafe to read (which logs a warning)."""
     try:
         with open_regular(folder / name, below=folder) as file:
             if tail:
@@ -159,7 +159,7 @@ def _json(text: str) -> Any:
 
 
 def _yaml(text: str) -> Any:
-    """Parse YAML; return None if it is invalid, too deep, or has aliases, with which a few lines can grow exponentially."""
+    """Parse YAML; return None if it is invalid, too deep, or has aliases, which can make a few lines grow exponentially."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     depth = 0
     try:

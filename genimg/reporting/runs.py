@@ -1,4 +1,4 @@
-"""What a report knows about a run: its settings, evaluations, speed and pictures."""
+"""The data of a run that a report shows: its settings, evaluations, speed and pictures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from genimg.evaluation.directions import declared_direction
 from genimg.utils.mappings import flatten
 
-_GREATEST = 1e150  # largest number that is shown; its square is finite
+_GREATEST = 1e150  # largest number that is shown, because its square is still finite
 _STORAGE = {"device": "on the device", "host": "in memory", "workers": "on disk, read by workers"}
 
 
@@ -73,16 +73,16 @@ class Run:
     """The contents of a run directory.
 
     Attributes:
-        folder: The directory, which may be missing if a sweep's table still names it.
+        folder: The directory; it may be missing if only a sweep's table still lists the run.
         label: Name that is unique in the report.
         overrides: Overrides of its command line, without ``run_dir``.
         config: The composed config; empty if the run failed before writing it.
         config_text: Text of the config file.
         records: Records of metrics.jsonl, in order.
-        summary: Contents of summary.json, which a run writes at its end; empty before.
+        summary: Contents of summary.json, which a run writes at its end; empty until then.
         status: completed, stopped, interrupted, diverged, failed, pruned (by its search), in progress, unfinished or not
             started.
-        reason: Why it did not complete, as text; empty if it did.
+        reason: Reason why it did not complete; empty if it did.
         pictures: Files by kind and number of images seen.
     """
 
@@ -121,7 +121,7 @@ class Run:
     def dataset(self) -> str:
         """The name, split and number of the training images, such as ``mnist, split train, 60,000 images``.
 
-        A run that failed before it wrote a config has the dataset of its overrides; a dash stands for an unknown one.
+        If a run failed before it wrote a config, the overrides name the dataset. A dash stands for an unknown dataset.
         """
         own, recorded = self.known_settings, self.summary.get("data") or {}
         kind = str(own.get("data._target_", own.get("data", ""))).rpartition(".")[2]
@@ -152,7 +152,7 @@ class Run:
 
     @cached_property
     def evaluations(self) -> list[Measured]:
-        """All evaluations during the training, in order of images seen."""
+        """All evaluations during training, in order of images seen."""
         return Measured.from_records(self.records, "evaluation/")
 
     @property
@@ -176,7 +176,7 @@ class Run:
 
     @property
     def best(self) -> Measured | None:
-        """The evaluation recorded as the best, or else the one with the best primary value."""
+        """The evaluation that is recorded as the best, or else the one with the best primary value."""
         images = self.summary.get("best_images")
         if self.status != "in progress" and images is not None:
             found = next((each for each in self.evaluations if each.images == images), None)
@@ -185,7 +185,8 @@ class Run:
         known = [each for each in self.evaluations if name in each.values]
         if not known or name is None or up is None:
             return None
-        return (max if up else min)(known, key=lambda each: each.values[name].number)  # the first of equals, as in the trainer
+        # The first if several are equal, as in the trainer.
+        return (max if up else min)(known, key=lambda each: each.values[name].number)
 
     @property
     def num_evaluations(self) -> int | None:
@@ -196,7 +197,7 @@ class Run:
 
     @cached_property
     def final(self) -> Measured | None:
-        """The evaluation with more images at the end of the training, if there was one."""
+        """The final evaluation, with more images, if there was one."""
         if recorded := Measured.from_records(self.records, "final/"):
             return recorded[-1]
         final = self.summary.get("final") or {}
@@ -218,10 +219,10 @@ class Run:
 
     @cached_property
     def speed(self) -> dict[str, float | None]:
-        """Its throughput and times by name, from its summary, or else from its records so far; unknown ones are None.
+        """The run's throughput and times by name, from its summary or else from its records so far; unknown ones are None.
 
-        ``images_per_second`` and ``training_seconds`` are without evaluations, and ``evaluation_share`` is the share of the
-        ``evaluation_seconds`` in both times together. ``data_wait_share`` is the share of the training spent waiting for data.
+        ``images_per_second`` and ``training_seconds`` exclude evaluations. ``evaluation_share`` is the share of
+        ``evaluation_seconds`` in the sum of both times. ``data_wait_share`` is the share of training spent waiting for data.
         """
         rate, waiting = self.summary.get("training_images_per_second"), self.summary.get("data_wait_share")
         evaluating = self.summary.get("evaluation_seconds")
@@ -258,7 +259,7 @@ def finite_numbers(found: Any) -> dict[str, float]:
 
 
 def _speed_of(records: Iterable[Mapping[str, Any]]) -> tuple[float | None, float | None, float | None]:
-    """Return rate, data wait share and evaluation seconds from records, each with the rate and wait share of its interval."""
+    """Return the rate, data wait share and evaluation seconds, from records that hold rate and wait share of an interval."""
     seconds = waited = evaluating = 0.0
     before = 0
     for record in records:

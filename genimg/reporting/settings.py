@@ -18,7 +18,8 @@ Setting = str | float | int | bool | None
 def swept_settings(runs: Sequence[Run]) -> dict[str, list[Setting]]:
     """Return the overridden keys whose values differ between runs, with the value of each run.
 
-    A run that does not override a key has the value in its config. For groups, which a config does not name, it has None.
+    A run that does not override a key has the value in its config. For a group, it has None, because a config does not record
+    the chosen option.
     """
     keys = dict.fromkeys(key for run in runs for key in run.overridden)
     return _different({key: [_setting(run, key) for run in runs] for key in keys})
@@ -42,14 +43,14 @@ def number_or_text(text: str) -> Setting:
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
-    """Return whether a value is a finite number; true and false are not."""
+    """Return whether a value is a finite number; Booleans are not numbers."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def differing_keys(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """Return the config keys that differ, with the value of each run that has a config.
 
-    Keys that the config repeats elsewhere, as the model repeats the loss, are listed once.
+    A key that the config repeats elsewhere is listed once; for example, the model repeats the loss.
     """
     settings = [run.settings for run in runs if run.settings]
     keys = dict.fromkeys(key for each in settings for key in each)
@@ -59,7 +60,7 @@ def differing_keys(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def _different(found: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """Return the keys of the training whose values are not all the same."""
+    """Return the keys that affect training and whose values are not all the same."""
     return {key: own for key, own in found.items() if key not in _NOT_OF_THE_TRAINING and len(set(map(repr, own))) > 1}
 
 
@@ -67,7 +68,7 @@ def seed_groups(runs: Sequence[Run]) -> list[list[int]]:
     """Return groups of the indices of runs that differ only in their seed; every run is in one group.
 
     Runs are compared by their configs or, if they failed before they had one, by their overrides. Runs of equal settings are
-    not grouped if two of them have the same seed, because these differ in something else, such as the version of genimg.
+    not grouped if two of them have the same seed, because those differ in something else, such as the version of genimg.
     """
     alike: dict[object, list[int]] = defaultdict(list)
     for number, run in enumerate(runs):

@@ -11,7 +11,7 @@ from genimg.reporting.runs import Value
 
 
 def format_images(images: float | None) -> str:
-    """Return a short number of images, ``1.5M`` or ``20k``, or a dash for None."""
+    """Return a number of images in short form, such as ``1.5M`` or ``20k``, or a dash for None."""
     if images is None:
         return "—"
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -21,7 +21,7 @@ def format_images(images: float | None) -> str:
 
 
 def format_number(number: float | None, digits: int = 4) -> str:
-    """Return a number with at most ``digits`` significant digits, without an exponent if that is short; a dash for None."""
+    """Return a number with at most ``digits`` significant digits, without an exponent if the text is short; a dash for None."""
     if number is None:
         return "—"
     if number == 0:
@@ -59,7 +59,7 @@ def format_setting(value: Any) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """Return a text of at most ``most`` characters, with an ellipsis where it is cut."""
+    """Return a text shortened to at most ``most`` characters, with an ellipsis at its end if it is cut."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 

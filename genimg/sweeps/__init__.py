@@ -1,1 +1,1 @@
-"""Sweeps: jobs as separate processes, a few at a time, for Hydra's sweepers and for Optuna's studies."""
+"""Sweeps: run jobs as separate processes, a few at a time, for Hydra's sweepers and for Optuna studies."""

@@ -43,7 +43,7 @@ class Display:
         self._clear()
         columns, lines = shutil.get_terminal_size()
         rows = [f"{num_done} of {self._total} jobs done", *map(row, running)][: lines - 1]
-        rows = [text[: columns - 1] for text in rows]  # a wrapped line could not be erased
+        rows = [text[: columns - 1] for text in rows]  # the table could not be erased if lines were wrapped
         sys.stderr.write("\n".join(rows) + "\n")
         sys.stderr.flush()
         self._drawn = len(rows)

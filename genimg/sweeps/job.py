@@ -28,9 +28,9 @@ from genimg.utils.sweep_table import TITLES, rows_of
 
 log = logging.getLogger(__name__)
 
-_MOST_WORDS = 60  # characters of a job's overrides in the table
+_MOST_WORDS = 60  # maximum number of characters of a job's overrides in the table
 _METRIC = "evaluation/"
-_MOST_SUMMARY = 2**24  # bytes of summary.json
+_MOST_SUMMARY = 2**24  # maximum size of summary.json in bytes
 
 
 @dataclass
@@ -39,19 +39,19 @@ class Job:
 
     Attributes:
         number: Number of the job in the sweep, from 0.
-        overrides: Overrides of its run.
-        folder: Its run directory.
+        overrides: Overrides of the job's run.
+        folder: The job's run directory.
         own: Overrides that not all jobs share.
         status: ``waiting``, ``running``, ``completed``, ``failed``, ``stopped`` or ``pruned``.
-        note: Why it failed or was pruned.
-        has_bug: Whether it failed with a bug, not with a user's mistake.
+        note: Reason why the job failed or was pruned.
+        has_bug: Whether the job failed because of a bug, not because of a user's mistake.
         slot: Slot of the queue: the index of a GPU, or None without GPUs.
-        is_stopped: Whether it is stopped together with the sweep.
-        hopeless: Why it is stopped early; empty if it is not.
-        said_before: Size of its console.log before this launch, in bytes.
-        images: Number of images trained so far, according to its records.
+        is_stopped: Whether the job is stopped together with the sweep.
+        hopeless: Reason why the job is stopped early; empty if it is not.
+        said_before: Size of the job's console.log before this launch, in bytes.
+        images: Number of images trained so far, according to the run's records.
         images_before: Number of those images trained in earlier launches.
-        metric: Name of its evaluator's first metric.
+        metric: Name of the evaluator's first metric.
         measured: Values of that metric by number of images.
     """
 
@@ -107,7 +107,7 @@ class Job:
         try:
             with open_regular(self.folder / "metrics.jsonl", below=self.folder) as file:
                 size = file.seek(0, os.SEEK_END)
-                if size < self._read:  # a continued run has dropped the records of steps that it repeats
+                if size < self._read:  # a continued run drops the records of steps that it repeats
                     self._read = 0
                 file.seek(self._read)
                 lines = file.read()
@@ -129,7 +129,7 @@ class Job:
                 self.measured[self.images] = float(record[first])
 
     def console(self) -> str:
-        """Return the output of its run since this launch."""
+        """Return the run's output since this launch."""
         try:
             with open_regular(self.folder / "console.log", below=self.folder) as file:
                 file.seek(self.said_before)
@@ -138,20 +138,20 @@ class Job:
             return ""
 
     def duration(self) -> int | None:
-        """Return the number of images in its whole training, which its run printed at its start."""
+        """Return the number of images in the whole training, which the run printed at its start."""
         found = re.findall(r"^training for .*: (\d+) images in ", self.console(), re.MULTILINE)
         return int(found[-1]) if found else None
 
 
 def compose_job(context: HydraContext, config: DictConfig, number: int, overrides: Sequence[str]) -> Job:
-    """Return a job with the directory from Hydra's config; its status is ``failed`` if its overrides do not compose.
+    """Return a job with the directory from Hydra's config; its status is ``failed`` if its overrides cannot be composed.
 
     Args:
         context, config: Hydra's context and config of the sweep.
         number: Number of the job.
         overrides: Overrides of the job, including those that all jobs share.
     """
-    # Drop sweep=, which would turn every job into a sweep.
+    # Drop sweep=, because it would turn every job into a sweep.
     own = [each for each in filter_overrides(list(overrides)) if not each.startswith(("hydra/", "run_dir=", "sweep="))]
     try:
         composed = context.config_loader.load_sweep_config(config, list(overrides))
@@ -180,12 +180,12 @@ def report_on(sweep: Path) -> None:
 
     try:
         log.info("report: %s", write_report([sweep], sweep / "report.html").html)
-    except Exception as error:  # the jobs are done, whatever the error
+    except Exception as error:  # the jobs are complete even if the report fails
         log.warning("report.html cannot be written (%s)", error)
 
 
 def table_of(path: Path) -> dict[str, dict[str, str]]:
-    """Return the rows of a sweep's table by number of the job; empty if there is no table."""
+    """Return the rows of a sweep's table by job number; empty if there is no table."""
     return {row["job"]: row for row in rows_of(path) if re.fullmatch(r"\d{1,9}", row["job"])}
 
 

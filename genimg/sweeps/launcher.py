@@ -75,7 +75,7 @@ class GpuQueueLauncher(Launcher):
             report_on(sweep)
         error = SweepError(jobs, sweep)
         if is_basic and any(job.status != "completed" for job in jobs):
-            raise error  # after all jobs; Hydra would first print the overrides of the first failed one
+            raise error  # after all jobs; Hydra itself would first print the overrides of the first failed job
         for job in jobs:
             is_complete = job.status == "completed"
             job.result.status = JobStatus.COMPLETED if is_complete else JobStatus.FAILED
@@ -95,7 +95,7 @@ def _refuse_another_sweep(jobs: Sequence[Job], folder: Path) -> None:
 
 
 def refuse_what_is_of_one_run(composed: DictConfig | None, overrides: Sequence[str]) -> None:
-    """Refuse options that make sense only for a single run.
+    """Refuse options that apply only to a single run.
 
     Raises:
         ConfigError: If there is such an option.
@@ -112,7 +112,7 @@ def refuse_what_is_of_one_run(composed: DictConfig | None, overrides: Sequence[s
 
 
 def _listed(jobs: list[Job], table: Path, *, skip: bool) -> Jobs:
-    """Return jobs as those of a queue, and record them; those that an earlier launch completed are skipped if ``skip``."""
+    """Return the jobs as a queue, and record them. ``skip`` tells whether to skip jobs that an earlier launch completed."""
     found = Jobs(table, len(jobs))
     found.by_number = {job.number: job for job in jobs}
     for job in jobs:

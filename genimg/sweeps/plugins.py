@@ -17,7 +17,7 @@ _MODULE = "hydra_plugins.genimg"  # Hydra accepts plugins only from that package
 def register() -> None:
     """Register both plugins, whose configs are in configs/hydra/.
 
-    The module is created at run time, because other distributions install into a folder hydra_plugins, too.
+    The module is created at run time, because other distributions also install into a folder named hydra_plugins.
     """
     package = sys.modules.get("hydra_plugins")
     if package is None:

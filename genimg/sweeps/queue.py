@@ -29,12 +29,12 @@ log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
 _CONSOLE = "console.log"
-_MOST_LOGS = 3  # most logs named in a message
+_MOST_LOGS = 3  # maximum number of logs named in a message
 _BUG = 1  # exit code of a run that ended with a bug; a mistake of the user gives 2
 _PR_SET_PDEATHSIG = 1  # option of prctl on Linux
-# Exit codes of runs that saved after a signal, 128 + its number, and of runs that a signal ended before its handler was set.
+# Exit codes of runs that saved after a signal, 128 + its number, and of runs that a signal ended before handlers were set.
 _ENDED_BY_SIGNAL = (*(128 + number for number in stop_signals()), *(-number for number in stop_signals()))
-# Flags of the command line that every job needs, too.
+# Flags of the launcher's command line that every job also needs.
 _FLAGS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
 
 
@@ -107,12 +107,12 @@ def alone_in_sweep(folder: Path) -> AbstractContextManager[None]:
     """
     if is_of_several():
         raise ConfigError("torchrun trains one run: start a sweep (-m) without it")
-    message = f"hydra.sweep.dir={folder} is in use by another sweep: wait for its end, or choose another directory"
+    message = f"hydra.sweep.dir={folder} is in use by another sweep: wait until it ends, or choose another directory"
     return alone_in(folder / ".lock", message)
 
 
 def work_off(jobs: Jobs, slots: Sequence[str | None]) -> None:
-    """Run all jobs, at most one in each slot. A signal of ``stop_signals`` makes the running jobs save and stop.
+    """Run all jobs, at most one in each slot. On a stop signal, the running jobs save and stop.
 
     Args:
         jobs: Jobs to run.
@@ -189,7 +189,7 @@ def _stop(jobs: Sequence[Job], interrupts: Sequence[int]) -> None:
     for job in jobs:
         job.is_stopped = True
         if not has_ended(job):
-            _process_of(job).terminate()  # works before its handlers are set; background jobs ignore SIGINT
+            _process_of(job).terminate()  # works even before the job sets its handlers; background jobs ignore SIGINT
     while not all(has_ended(job) for job in jobs):
         if len(interrupts) > so_far:
             for job in jobs:

@@ -1,7 +1,7 @@
-"""hydra/sweeper=optuna_study: a search with Optuna that can be continued by a later launch.
+"""hydra/sweeper=optuna_study: a search with Optuna that a later launch can continue.
 
-Each trial is a job of hydra/launcher=gpu_queue. Launching the same command again continues interrupted trials, runs failed ones
-again in their own directories, and adds new ones until there are ``n_trials``.
+Each trial is a job of hydra/launcher=gpu_queue. Launching the same command again continues interrupted trials, repeats failed
+ones in their own directories, and adds new ones until there are ``n_trials``.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class OptunaStudySweeper(Sweeper):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         given = [*(f"{key}={value}" for key, value in self._params.items()), *arguments]
         parser = OverridesParser.create(config_loader=self._context.config_loader)
-        overrides = {each.key_or_group: each for each in parser.parse_overrides(given)}.values()  # the last one of a key wins
+        overrides = {each.key_or_group: each for each in parser.parse_overrides(given)}.values()  # the last value of a key wins
         space = {each.get_key_element(): distribution(each) for each in overrides if each.is_sweep_override()}
         fixed = [
             f"{each.get_key_element()}={each.get_value_element_as_str()}" for each in overrides if not each.is_sweep_override()
@@ -125,7 +125,7 @@ class OptunaStudySweeper(Sweeper):
         trials.report()
 
     def _check(self, composed: DictConfig) -> None:
-        """Refuse configs with which every job would fail.
+        """Refuse a config that would make every job fail.
 
         Raises:
             ConfigError: If there is no evaluation, or the direction contradicts its first metric.
@@ -145,7 +145,7 @@ class OptunaStudySweeper(Sweeper):
         import optuna
         from sqlalchemy.engine import make_url
 
-        shown = storage.partition("@")[2] or storage  # hides the password
+        shown = storage.partition("@")[2] or storage  # without the password
         if self._storage is None and (folder / _FILE).exists():
             open_regular(folder / _FILE, below=folder).close()
         try:
@@ -156,8 +156,8 @@ class OptunaStudySweeper(Sweeper):
                 direction=optuna.study.StudyDirection[self._direction.upper()],
                 load_if_exists=True,
             )
-            known_attributes, _ = study.user_attrs, study.get_trials(deepcopy=False)  # a damaged file fails only here
-        except Exception as error:  # Optuna passes on the errors of SQLAlchemy
+            known_attributes, _ = study.user_attrs, study.get_trials(deepcopy=False)  # a damaged file raises an error only here
+        except Exception as error:  # Optuna does not wrap the errors of SQLAlchemy
             reason = first_line(error)
             raise ConfigError(f"hydra.sweeper.storage={shown} cannot be opened ({reason})") from error
         name = f"study {self._study_name} in {shown}"

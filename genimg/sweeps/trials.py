@@ -33,7 +33,7 @@ class Trials(Jobs):
     """The jobs of a study, starting with unfinished ones of earlier launches.
 
     Args:
-        compose: Function that returns the job with a number and overrides.
+        compose: Function that returns the job with a given number and overrides.
         study: The study.
         space: Distribution of each searched key.
         fixed: Overrides of all jobs.
@@ -59,10 +59,10 @@ class Trials(Jobs):
         self._trials: dict[int, Trial] = {}
         self._next_look: dict[int, float] = {}
         self._left: list[FrozenTrial] = []  # unfinished trials of earlier launches
-        for trial in study.trials:  # before the study is changed
+        for trial in study.trials:  # before the study changes
             self._require_own(trial)
         for trial in study.trials:
-            if trial.state == optuna.trial.TrialState.RUNNING and _JOB not in trial.user_attrs:  # killed while asking for it
+            if trial.state == optuna.trial.TrialState.RUNNING and _JOB not in trial.user_attrs:  # killed while creating it
                 study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         for number, trial in of_jobs(study.trials).items():
             folder_of_job = self._folder / trial.user_attrs.get(_FOLDER, f"{number:03d}")
@@ -90,17 +90,17 @@ class Trials(Jobs):
             self._trials[number], self.by_number[number] = trial, job
             if job.status != "failed":
                 return job
-            log.info("#%d %s: %s", number, job.outcome, job.words)  # its overrides do not compose
+            log.info("#%d %s: %s", number, job.outcome, job.words)  # its overrides cannot be composed
             self.ended(job)
         return None
 
     def _again(self, frozen: FrozenTrial) -> Trial:
-        """Return an unfinished trial of an earlier launch; a failed one is final, so a new one with its values replaces it."""
+        """Return an unfinished trial of an earlier launch. A failed one is final, so a new one with its values replaces it."""
         import optuna
 
         if frozen.state == optuna.trial.TrialState.RUNNING:
             trial = optuna.trial.Trial(self._study, frozen._trial_id)
-            for name, values in self._space.items():  # the launcher may have ended before all were drawn
+            for name, values in self._space.items():  # the launcher may have ended before it drew all values
                 trial._suggest(name, values)
             return trial
         if frozen.state == optuna.trial.TrialState.FAIL:
@@ -188,7 +188,7 @@ class Trials(Jobs):
 
 
 def of_jobs(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
-    """Return the latest trial of each job, by number of the job."""
+    """Return the latest trial of each job, by job number."""
     return {trial.user_attrs[_JOB]: trial for trial in trials if _JOB in trial.user_attrs}
 
 
@@ -196,7 +196,7 @@ def distribution(override: Override) -> BaseDistribution:
     """Return the Optuna distribution of an override's values.
 
     Raises:
-        ConfigError: If the values cannot be drawn.
+        ConfigError: If no values can be drawn from the override.
     """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -224,7 +224,7 @@ def distribution(override: Override) -> BaseDistribution:
 
 
 def _contains(known: BaseDistribution, value: object) -> bool:
-    """Return whether a distribution can give a value, including its exact type: ``True`` is not ``1``."""
+    """Return whether a distribution contains a value of exactly this type: ``True`` is not ``1``."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if isinstance(known, CategoricalDistribution):

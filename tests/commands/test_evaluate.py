@@ -482,7 +482,7 @@ def test_the_share_of_copies_stands_beside_the_picture(evaluate: Command, home: 
     assert record["metrics"]["memorised14_shapes_v2"] == 1.0
     assert record["provenance"]["metrics"]["memorisation"]["held_out"]["num_images"] == 12
     output = evaluate.succeed("images=b", "real=a", "neighbors=1", *QUICK)
-    assert "no held-out images to compare with: held_out=WHAT" in output
+    assert "no held-out images to compare with: to measure the share of copies, give some with held_out=WHAT" in output
     assert "memorised" not in output
     evaluate.refuse("held_out=b has no effect without neighbors=", arguments=["images=b", "real=a", "held_out=b", *QUICK])
 

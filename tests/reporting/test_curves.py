@@ -86,7 +86,7 @@ def test_curves_keep_their_peaks_and_equal_learning_rates_are_drawn_once(tmp_pat
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = charts_of([read_run(folder, "a")], None)
-    assert list(found) == ["Losses", "Learning rates", "Inside the training"]
+    assert list(found) == ["Losses", "Learning rates", "Other training values"]
     series = found["Losses"][0].series[0]
     assert found["Losses"][0].thinned
     assert len(series.x) <= 800

@@ -256,7 +256,7 @@ def folder(
     """List every image below a directory or in a zip file, in any format that Pillow reads.
 
     Args:
-        root: Directory or .zip file. Labels come from its dataset.json, see genimg.data.classes. Without that file, the
+        root: Directory or .zip file. Labels come from its dataset.json (see genimg.data.classes). Without that file, the
             direct subdirectories that contain images are the classes, in alphabetical order.
         image_size, channels, fit: See ``PixelFormat``; None for both the size and the channels keeps the files' own.
         labels: ``auto`` uses classes if every image has one; ``required`` rejects a folder without them; ``none``
@@ -268,7 +268,7 @@ def folder(
 
     Raises:
         ConfigError: If a parameter has an unknown value.
-        DataError: If ``root`` is missing or contains no images, the file of captions is missing, labels are required and
+        DataError: If ``root`` is missing or contains no images, the caption file is missing, labels are required and
             there are none, or the files' own sizes differ.
     """
     if labels not in ("auto", "required", "none"):

@@ -100,8 +100,8 @@ def find_captions(root: Path, paths: Sequence[str], wanted: str | None) -> Folde
     Args:
         root: Folder of the images.
         paths: Paths of the images, relative to ``root``; at least one.
-        wanted: None for no captions; a path relative to ``root``; or ``auto`` for metadata.jsonl or captions.jsonl if it
-            exists, else the .txt file beside each image if any of a hundred random images has one.
+        wanted: None ignores captions. A path relative to ``root`` names the file. ``auto`` uses metadata.jsonl or
+            captions.jsonl if one exists, or else the .txt files beside the images if any of a hundred random images has one.
 
     Raises:
         DataError: If the file is missing.

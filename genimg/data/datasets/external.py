@@ -50,8 +50,8 @@ def as_dataset(
             a PIL image, a uint8 array or tensor as above, or a float tensor [C, H, W] in [0, 1], as returned by
             torchvision's ``ToTensor``. A genimg dataset is returned unchanged.
         name: Name for messages and records; by default the name of the type.
-        image_size: Target size in pixels, one number or (height, width); None uses the first image's.
-        channels: 1 for grey, 3 for RGB, 4 for RGBA; None uses the first image's.
+        image_size: Target size in pixels, one number or (height, width); None uses that of the first image.
+        channels: 1 for grey, 3 for RGB, 4 for RGBA; None uses the number of the first image.
         fit: ``crop``, ``stretch`` or ``pad``, for images of another aspect ratio.
 
     Raises:

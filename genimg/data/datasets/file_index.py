@@ -32,13 +32,13 @@ log = logging.getLogger(__name__)
 _FORMAT = 2
 _LEAST_CACHED = 10_000  # files; fewer are listed quickly
 _MOST_SHOWN = 3  # skipped directories named in a message
-_OF_HYDRA = {".hydra", "config.yaml"}  # names in a run directory, which other programs use too
+_OF_HYDRA = {".hydra", "config.yaml"}  # names in a run directory that other programs also use
 _OF_A_RUN = {"checkpoints", "metrics.jsonl", "summary.json", "train.log"}  # names beside them that only a run directory has
 _MODELS = ("genimg-sample", "genimg-translate")  # commands whose folders contain generated images
 _MARKS = _OF_HYDRA | _OF_A_RUN | {MARK}  # names that identify a directory of genimg
 _SAID: set[tuple[str, tuple[str, ...]]] = set()  # (root, skipped directories) already logged
-# File systems record times in steps of up to two seconds (FAT). If a directory was changed that shortly before it was
-# listed, a later change could leave the same time.
+# File systems record times in steps of up to two seconds (FAT). If a directory was listed within such a step after a change,
+# a later change could leave the same time.
 _RECENT_NS = 2_000_000_000
 
 
@@ -176,7 +176,7 @@ def _walk(root: Path, extensions: tuple[str, ...]) -> _Listing:
 
 
 def _entries(root: Path, directory: str, listing: _Listing) -> Iterator[os.DirEntry[str]]:
-    """Yield the entries of a directory without hidden names; none if genimg wrote it or, with a warning, if it is unreadable.
+    """Yield the entries of a directory without hidden names; none if genimg wrote it or if it is unreadable (with a warning).
 
     Raises:
         DataError: If genimg wrote the root itself.

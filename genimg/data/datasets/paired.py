@@ -1,7 +1,7 @@
 """Pairs of a source image and a target image, for image translation.
 
 A pair is read as one image with the source's channels first, then the target's. Geometric augmentation therefore changes
-both alike, and a pair is stored like an image.
+both images alike, and a pair is stored in the same way as an image.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from genimg.utils.pillow import open_header, open_image
 
 DIRECTIONS = ("a2b", "b2a")
 _MOST_LISTED = 5  # files without a partner named in a message
-_MOST_DISTORTED = 1.6  # aspect ratio of a half over that of the training images; it is 2 for a single image
+_MOST_DISTORTED = 1.6  # maximum ratio of the aspect ratios of a half and the training images; 2 for one image cut in half
 
 log = logging.getLogger(__name__)
 

@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 class PreparedDataset(ImageDataset):
     """Packed images, read through memory maps of the shards, which each process opens when needed.
 
-    Every image is compared with its CRC-32 when it is read, except in directories of an older genimg, which have none.
+    Every image is compared with its CRC-32 when it is read, except in directories of older versions of genimg, which
+    have no checksums.
 
     Args:
         folder: Directory written by genimg-prepare.
@@ -54,7 +55,7 @@ class PreparedDataset(ImageDataset):
         self.shape = description.shape
         self.class_names = description.class_names
         self._offsets = [self._offset_of_pixels(number) for number in range(len(description.shards))]
-        # From the contents, so a copy elsewhere has the same; from the files too, in case they do not match the description.
+        # Computed from the contents, so a copy has the same fingerprint. The files are included, in case they do not match.
         files = digest_of_contents(folder, [shard.file for shard in description.shards])
         self.fingerprint = digest("prepared", *(shard.sha256 for shard in description.shards), files)
         self._checksums = read_vector(folder / CHECKSUMS, description, np.uint32) if description.has_checksums else None
@@ -92,7 +93,7 @@ class PreparedDataset(ImageDataset):
         """Compare the images in memory with their checksums; the files might change after they are read.
 
         Raises:
-            CorruptImageError: If an image differs; names the first one.
+            CorruptImageError: If an image differs; the message names the first one.
         """
         if self._checksums is None:
             return

@@ -74,8 +74,8 @@ class ShapesDataset(ImageDataset):
         channels: 3 for RGB, or 1 for grey.
         num_objects: 1, or 2 for two shapes one above or beside the other.
         labels: Label of the first object: ``shape``, or ``color_shape`` such as "red circle".
-        held_out: Combinations such as "red circle" that no object has. Each is replaced by another one, and images without
-            them do not change.
+        held_out: Combinations such as "red circle" that are never drawn. Each is replaced by another combination; other images
+            do not change.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class ShapesDataset(ImageDataset):
             self.class_names = tuple(sorted(_COMBINATIONS))
             label_of = np.array([self.class_names.index(name) for name in _COMBINATIONS], dtype=np.int64)
             self.labels = label_of.reshape(len(COLORS), len(SHAPES))[color, shape]
-        held_out_parts = [sorted(set(held_out))] if held_out else []  # without any, the fingerprint is that of earlier versions
+        held_out_parts = [sorted(set(held_out))] if held_out else []  # if empty, fingerprints stay as in earlier versions
         self.fingerprint = digest("shapes 3", seed, num_images, self.shape, num_objects, *held_out_parts)
         self._y, self._x = np.mgrid[0:height, 0:width] + 0.5
 
@@ -153,7 +153,7 @@ class ShapesDataset(ImageDataset):
         return np.round(image).astype(np.uint8)
 
     def _place(self, index: int, position: int, size: int) -> tuple[float, tuple[float, float]]:
-        """Return radius and centre in pixels. Two objects get half of the canvas each, so they never overlap."""
+        """Return radius and centre in pixels. Each of two objects gets half of the canvas, so they never overlap."""
         _, height, width = self.shape
         top, left, tall, wide = 0.0, 0.0, float(height), float(width)
         if self.num_objects == 2:
@@ -164,7 +164,7 @@ class ShapesDataset(ImageDataset):
                 wide /= 2
                 left = wide * position
         radius = min(SIZES[_SIZE_NAMES[size]] * min(height, width), 0.46 * min(tall, wide))
-        # The middle half of the available space: enough variety, and learnt in minutes.
+        # Centres lie in the middle half of the available space, which gives enough variety and is learnt in minutes.
         u, v = (0.25 + 0.5 * uniform(self.seed, Stream.DRAWN_SHAPES, index, position, axis)[0] for axis in (3, 4))
         return radius, (top + radius + u * (tall - 2 * radius), left + radius + v * (wide - 2 * radius))
 

@@ -1,7 +1,7 @@
 """Restoration tasks: the source is a degraded image, the target the original.
 
 Sources are clipped and rounded to 256 levels, like the files that users translate later. Most papers on denoising do
-neither, which is ``clip=False``. Results of the two are not comparable.
+neither, as with ``clip=False``. The results with and without clipping are not comparable.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from genimg.types import Batch
 from genimg.utils.images import to_float, to_uint8
 from genimg.utils.rng import Stream, keys_of
 
-_PEAK = 255**2  # photons above which noise is below one level of 255 everywhere
+_PEAK = 255**2  # with more photons than this, the noise is below one of 255 levels everywhere
 
 
 class Denoise(Task):
@@ -40,8 +40,8 @@ class Denoise(Task):
         amount: For ``gaussian``, the standard deviation in levels of 255, or [low, high] to draw one for each image (blind
             denoising); for ``poisson``, the photons of a pixel at full brightness; for ``salt_and_pepper``, the share of
             pixels; for ``jpeg``, the quality, 1 to 100.
-        clip: Whether to clip sources to the range of the images and round them to 256 levels, as in a file, which removes
-            some of the noise. False is only for ``gaussian`` and ``poisson``.
+        clip: Whether to clip sources to the range of the images and round them to 256 levels, as in a file. This removes some
+            of the noise. False is supported only for ``gaussian`` and ``poisson``.
     """
 
     def __init__(self, *, noise: str, amount: float | Sequence[float], clip: bool = True) -> None:
@@ -146,12 +146,12 @@ class Inpaint(Task):
 
 
 class SuperResolution(Task):
-    """Super-resolution of images downscaled by antialiased bicubic interpolation; sources are enlarged again.
+    """Super-resolution of images downscaled by antialiased bicubic interpolation; sources are scaled back to full size.
 
     The interpolation is Pillow's, without its rounding between rows and columns.
 
     Args:
-        factor: Ratio of the sides, at least 2.
+        factor: Ratio of the side lengths, at least 2.
     """
 
     def __init__(self, *, factor: int) -> None:
@@ -236,8 +236,8 @@ class Colorize(Task):
 class Deblur(Task):
     """Deblurring of images.
 
-    A Gaussian is truncated at four standard deviations (1.6 pixels: a kernel of 13x13). Borders are reflected; many papers
-    use periodic ones.
+    A Gaussian is truncated at four standard deviations, so 1.6 pixels need a kernel of 13x13. Borders are reflected, whereas
+    many papers use periodic borders.
 
     Args:
         blur: ``gaussian``; or ``motion``, along a line of random direction for each image.
@@ -251,7 +251,7 @@ class Deblur(Task):
         if blur not in ("gaussian", "motion"):
             raise ValueError(f"blur={blur} is unknown: choose gaussian or motion")
         self.blur = blur
-        # A line within a pixel does not blur; a Gaussian below 0.2 pixels changes the next pixel by less than one level.
+        # A line shorter than a pixel does not blur; a Gaussian below 0.2 pixels changes the next pixel by less than one level.
         self.amount = checked_range("amount", amount, 1.0 if blur == "motion" else 0.2, 1000.0, above=blur == "motion")
         if not 0 <= noise <= 255:
             raise ValueError(f"noise={noise} must be from 0 to 255, a standard deviation in levels")
@@ -324,7 +324,7 @@ class Edges(Task):
 
 
 def check_picture(shape: tuple[int, int, int], name: str) -> tuple[int, int, int]:
-    """Return ``shape`` (C, H, W) if it is that of grey or RGB images.
+    """Return ``shape`` (C, H, W) if it is the shape of a grey or RGB image.
 
     Raises:
         ConfigError: If the number of channels is not 1 or 3.

@@ -8,7 +8,7 @@ from torch import Tensor
 from genimg.data.tasks.colorspaces import luma
 from genimg.data.tasks.filters import along_gradient, dilated, gaussian_blur, gaussian_radius, sobel
 
-_REACH = 32  # pixels to follow a weak edge from a strong one
+_REACH = 32  # maximum number of pixels over which a weak edge is followed from a strong one
 
 
 class Sobel:
@@ -26,8 +26,9 @@ class Canny:
     """Thin edges: 1 on an edge, -1 elsewhere (Canny 1986, "A computational approach to edge detection").
 
     Args:
-        sigma: Standard deviation in pixels of the Gaussian before the gradient.
-        low, high: Gradients of weak and of strong edges; 1 is that of a sharp step from black to white, before smoothing.
+        sigma: Standard deviation in pixels of the Gaussian blur before the gradient.
+        low, high: Gradients of weak and of strong edges; 1 is the gradient of a sharp step from black to white, without
+            smoothing.
     """
 
     def __init__(self, *, sigma: float, low: float, high: float) -> None:

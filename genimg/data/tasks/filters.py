@@ -82,8 +82,8 @@ def along_gradient(magnitude: Tensor, down: Tensor, right: Tensor) -> tuple[Tens
     """Return the gradient magnitudes of the two neighbours across an edge: up or left, and down or right.
 
     Args:
-        magnitude, down, right: Magnitude and components of the gradient [N, 1, H, W]. Its direction is rounded to an eighth
-            of the circle.
+        magnitude, down, right: Magnitude and components of the gradient [N, 1, H, W]. The gradient's direction is rounded
+            to a multiple of 45 degrees.
     """
     height, width = magnitude.shape[2:]
     padded = F.pad(magnitude, (1, 1, 1, 1))

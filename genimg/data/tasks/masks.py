@@ -19,7 +19,7 @@ from genimg.errors import ConfigError, DataError
 from genimg.utils.pillow import open_image
 from genimg.utils.rng import Stream, uniform
 
-_TURN, _TURN_RANGE = 2 * math.pi / 5, 2 * math.pi / 15  # angles of segments to a stroke's course; code of Yu et al. 2019
+_TURN, _TURN_RANGE = 2 * math.pi / 5, 2 * math.pi / 15  # angles between segments and course; code of Yu et al. 2019
 
 
 class Mask(ABC):
@@ -93,7 +93,7 @@ class Boxes(Mask):
         counts = drawn_integers((1, self.num_boxes), seed, Stream.MASK, 0, positions)
 
         def span(length: int, number: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-            """Return the first and the last + 1 pixel of every box along a side, [B, N]."""
+            """Return the first pixel of every box along a side, and the pixel after its last one, [B, N]."""
             pixels = np.rint(length * drawn(self.side, seed, Stream.MASK, number, box, positions))
             first = np.floor((length - pixels + 1) * uniform(seed, Stream.MASK, number + 1, box, positions))
             return first, np.where(box < counts, first + pixels, first)  # boxes beyond the count are empty
@@ -194,7 +194,7 @@ class Files(Mask):
         """Read the masks.
 
         Raises:
-            DataError: If there are none, or one has another size or cannot be decoded.
+            DataError: If there are no masks, or one has a different size or cannot be decoded.
         """
         self._load(height, width)
 
@@ -238,7 +238,7 @@ class Files(Mask):
 
 
 def _require_a_pixel(name: str, share: float, height: int, width: int) -> None:
-    """Check that a share of the shorter side is a pixel or more; ``name`` is its parameter."""
+    """Check that a share of the shorter side is a pixel or more; ``name`` is the parameter that holds the share."""
     if share * min(height, width) < 1:
         raise ConfigError(
             f"{name}={share} is less than a pixel of {height}x{width}: set it to {1 / min(height, width):.3g} or more"
