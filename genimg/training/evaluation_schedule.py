@@ -1,4 +1,4 @@
-"""Decide when to evaluate a training, which evaluation is the best, and when a bad one stops the training."""
+"""Decide when to evaluate during training, which evaluation is the best, and when to stop after a bad one."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from genimg.utils.durations import NumImages
 
 @dataclass(frozen=True)
 class EvaluationSchedule:
-    """Settings of the evaluations during a training.
+    """Settings of the evaluations during training.
 
     Attributes:
         interval: Interval between evaluations.
         final_num_images: Number of images of an additional evaluation after training; None skips it.
-        stop_if: Condition that must hold in m evaluations in a row to stop the training. ``{factor: k, evaluations: m}``: the
+        stop_if: Condition that must hold in m evaluations in a row to stop training. ``{factor: k, evaluations: m}``: the
             primary metric is worse than k times its best. ``{metric: NAME, above: x, evaluations: m}``, or ``below``: NAME is
             beyond x. None disables early stopping.
 
@@ -44,7 +44,7 @@ class EvaluationSchedule:
 
 
 class ScheduledEvaluator:
-    """An evaluator with the schedule by which a training uses it.
+    """An evaluator with the schedule of its use during training.
 
     Args:
         evaluator: Evaluator of the model.
@@ -103,7 +103,7 @@ class ScheduledEvaluator:
         return value > best if self.higher_is_better else value < best
 
     def has_diverged(self, values: Mapping[str, float], best: float | None) -> bool:
-        """Return whether these values violate ``stop_if``; ``best`` is the best value of the primary metric, if any."""
+        """Return whether these values meet ``stop_if``; ``best`` is the best value of the primary metric, if any."""
         if self.stop_if is None:
             return False
         if self.stop_if.metric is not None:

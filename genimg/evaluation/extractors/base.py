@@ -171,7 +171,7 @@ class Weights:
             if value:
                 path = Path(value).expanduser()
                 if not path.is_file():
-                    raise DataError(f"{source}={value} is not a file: name {self.what}")
+                    raise DataError(f"{source}={value} is not a file: set it to the path of {self.what}")
                 return path
         return None
 
