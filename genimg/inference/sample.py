@@ -45,7 +45,7 @@ class Sampler:
         """Apply the options once, before any work.
 
         Raises:
-            ConfigError: If the model does not support an option; names it.
+            ConfigError: If the model does not support an option; the message names it.
         """
         self._with_options(self.draw(range(1)))
 

@@ -183,7 +183,7 @@ class Weights:
         except (OSError, RuntimeError) as error:
             raise MissingWeightsError(
                 f"{self.what} are not at {path} and could not be downloaded ({error}): put the file {self.file} there, or "
-                f"name another place with weights=PATH or {self.variable}=PATH, or choose another evaluation",
+                f"give another path with weights=PATH or {self.variable}=PATH, or choose another evaluation",
                 key="weights",
             ) from error
 
