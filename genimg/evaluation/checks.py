@@ -106,7 +106,7 @@ def check_held_out(
 
 
 def small_counts(counts: Mapping[str, int | None], num_features: int) -> tuple[str, ...]:
-    """Return warnings about counts (by side, None if not recorded) that are too small for a reliable Fréchet distance."""
+    """Return warnings about counts that are too small for a reliable Fréchet distance; unrecorded counts are None."""
     found = []
     for side, count in counts.items():
         if count is not None and count <= num_features:
@@ -130,7 +130,7 @@ def check_extractor_names(first: Extractor, additional: Mapping[str, Extractor])
         additional: Further extractors, by name in the config.
 
     Raises:
-        ConfigError: If two have the same name.
+        ConfigError: If two extractors have the same name.
     """
     names = {first.name}
     for name, extractor in additional.items():

@@ -17,7 +17,7 @@ from genimg.types import Batch
 
 @dataclass(frozen=True)
 class Sampler:
-    """A model and the settings to sample it.
+    """A model and the settings for sampling it.
 
     Attributes:
         method: Model in evaluation mode, on the device.

@@ -23,9 +23,9 @@ class EvaluationSchedule:
     Attributes:
         interval: Interval between evaluations.
         final_num_images: Number of images of an additional evaluation after training; None skips it.
-        stop_if: Condition that must hold in m evaluations in a row to stop training. ``{factor: k, evaluations: m}``: the
-            primary metric is worse than k times its best. ``{metric: NAME, above: x, evaluations: m}``, or ``below``: NAME is
-            beyond x. None disables early stopping.
+        stop_if: Condition that stops training if it holds in m evaluations in a row. ``{factor: k, evaluations: m}``: the
+            primary metric is worse than k times its best value. ``{metric: NAME, above: x, evaluations: m}``, or with
+            ``below``: the metric NAME is above, or below, x. None disables early stopping.
 
     Raises:
         ValueError: If the interval is not positive.
@@ -44,7 +44,7 @@ class EvaluationSchedule:
 
 
 class ScheduledEvaluator:
-    """An evaluator with the schedule of its use during training.
+    """An evaluator with the settings of its use during training.
 
     Args:
         evaluator: Evaluator of the model.
@@ -65,7 +65,7 @@ class ScheduledEvaluator:
         self.final_num_images = schedule.final_num_images
         self.stop_if = None if schedule.stop_if is None else EarlyStopping.of(schedule.stop_if)
         if self.stop_if is not None and self.stop_if.metric is None and evaluator.primary is None:
-            raise ValueError("stop_if with a factor needs a metric that chooses the best: set best_by")
+            raise ValueError("stop_if with a factor needs a metric that chooses the best checkpoint: set best_by")
         if self.final_num_images is not None:
             if self.final_num_images < evaluator.least_num_images:
                 raise ValueError(f"final_num_images={self.final_num_images} must be {evaluator.least_num_images} or more")
