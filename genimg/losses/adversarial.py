@@ -80,7 +80,7 @@ def cross_entropy_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -
 
 
 def minimax_generator_loss(fake_logits: Tensor) -> Tensor:
-    """Return E[log(1 - D(G(z)))], whose gradient vanishes when D wins. Goodfellow et al. 2014, equation 1."""
+    """Return E[log(1 - D(G(z)))], whose gradient vanishes when D wins. Goodfellow et al. 2014, equation 1, unchanged."""
     return -F.softplus(fake_logits).mean()
 
 

@@ -84,7 +84,7 @@ class GAN(ConditionalMethod):
         fresh_latents: Whether the generator's update generates new images from new latents, after the discriminator's update;
             otherwise both updates use the same images.
         dequantisation: Width of the uniform noise added to real images in [-1, 1]; 0 adds none. SNGAN's code uses 1/128, the
-            distance between two of 256 levels.
+            width of one of 256 levels.
         generator_lazy_interval: Number of generator updates. Adam is corrected as if there were a lazy penalty with this
             interval, as in StyleGAN2-ADA's code if path length has weight 0. None corrects only for existing penalties.
     """

@@ -105,7 +105,7 @@ class Discriminator(nn.Module):
     def forward(self, image: Tensor, condition: Tensor) -> DiscriminatorOutput:
         """Score images [N, C, H, W] with their raw conditions."""
         features = self.seen(image, condition)
-        # Sums over thousands of features are small compared to their terms, so bfloat16 would leave few correct digits.
+        # Sums over thousands of features are small compared to their terms; bfloat16 would round the logit to 3 digits.
         with torch.autocast(image.device.type, enabled=False):
             features = features.to(self.logit.weight.dtype)
             logits = self.logit(features).squeeze(1)

@@ -1,7 +1,7 @@
 """Residual GANs: SNGAN (Miyato et al. 2018, tables 4 to 6), WGAN-GP (Gulrajani et al. 2017), SAGAN (Zhang et al. 2019).
 
 The same pair of networks serves all image sizes. ``widths`` are listed from the image inwards, and the last one is repeated:
-[256] is the generator for CIFAR, [64, 128, 256, 512, 1024] the one for 64 and 128 px.
+[256] is the generator for CIFAR at any size, [64, 128, 256, 512, 1024] the one for 64 and 128 px.
 """
 
 from __future__ import annotations
