@@ -46,9 +46,9 @@ class _Transition(Schedule):
     """A transition from ``start`` to ``end`` between ``begin`` and ``duration`` images, constant before and after.
 
     Args:
-        start: The number until ``begin``. A duration such as ``5M images`` stands for its number of images.
+        start: The number until ``begin``. A duration such as ``5M images`` means its number of images.
         end: The number from ``duration`` on.
-        duration: Images seen at which ``end`` is reached, from the start of the training.
+        duration: Images seen since the start of training when ``end`` is reached.
         begin: Images seen at which the transition begins.
 
     Raises:
@@ -86,9 +86,9 @@ class Cosine(_Transition):
     """A transition along half a cosine, slow at both ends (Loshchilov & Hutter 2017, equation 5, without restarts).
 
     Args:
-        start: The number until ``begin``. A duration such as ``5M images`` stands for its number of images.
+        start: The number until ``begin``. A duration such as ``5M images`` means its number of images.
         end: The number from ``duration`` on.
-        duration: Images seen at which ``end`` is reached, from the start of the training.
+        duration: Images seen since the start of training when ``end`` is reached.
         begin: Images seen at which the transition begins.
     """
 
@@ -124,12 +124,12 @@ class _Mapped(Schedule):
 
 
 def extremes(number: Number) -> tuple[float, float]:
-    """Return the smallest and the largest value that a number takes during training; equal for a plain number."""
+    """Return the smallest and the largest value of a number during training; they are equal for a plain number."""
     return number.extremes if isinstance(number, Schedule) else (number, number)
 
 
 def is_positive(number: Number) -> bool:
-    """Return whether a plain number is above 0, or a schedule is never below 0 and not always 0."""
+    """Return whether a plain number is above 0, or a schedule is never below 0 and is sometimes above 0."""
     low, high = extremes(number)
     return low >= 0 and high > 0
 
@@ -146,7 +146,7 @@ def shown(number: Number) -> str:
 
 
 class Scheduled:
-    """An attribute that is assigned a ``Number`` or None and reads as its value in the current step."""
+    """An attribute to which a ``Number`` or None is assigned, and which reads as the value in the current step."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name

@@ -14,7 +14,7 @@ Batch = dict[str, Tensor]
 padded with 0; ``latent``: float32 [N, Z]; ``noise_key``: int64 [N]. A method may add keys."""
 
 Microbatches = list[Batch]
-"""One step's batch: a single Batch, or several equal ones when gradients are accumulated."""
+"""The batch of one step: a single Batch, or several of equal size when gradients are accumulated."""
 
 Metrics = dict[str, Tensor]
 """Detached 0-d tensors by name. They stay on the device, so a step never waits for it."""
@@ -40,7 +40,7 @@ class Progress:
 
 
 class PixelLikelihood(Protocol):
-    """The likelihood that a decoder's output parametrizes; see ``losses.likelihoods``."""
+    """A likelihood whose parameters are a decoder's output; see ``losses.likelihoods``."""
 
     @property
     def description(self) -> str:
@@ -65,7 +65,7 @@ def height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
     """Return an image size such as ``32`` or ``[64, 48]`` as (height, width).
 
     Raises:
-        ValueError: If it is neither one positive integer nor two.
+        ValueError: If it is neither one positive integer nor two of them.
     """
     pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(pair) != 2 or any(not isinstance(side, int) or side < 1 for side in pair):

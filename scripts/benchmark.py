@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""genimg's trainer against the loop of a good tutorial, on this machine, with the same networks, images and optimizers.
+"""Compare genimg's trainer with a tutorial's loop on this machine, with the same networks, images and optimizers.
 
-    python scripts/benchmark.py                                     every recipe of the table below
+    python scripts/benchmark.py                                     every recipe in the table below
     python scripts/benchmark.py --recipes dcgan_64 --json dcgan.json
-    python scripts/benchmark.py --override data.storage=workers   what one setting of genimg's changes
-    python scripts/benchmark.py --recipes dcgan_32 --long 10000     do memory and step time stay as they are?
+    python scripts/benchmark.py --override data.storage=workers     the effect of one genimg setting
+    python scripts/benchmark.py --recipes dcgan_32 --long 10000     whether memory and step time stay constant
 
-Each recipe runs in its own process, in which blocks of steps of the two alternate, so load from other programs affects both.
-Where steps differ in work (n_critic, lazy penalties), every block has the same number of each kind. genimg is the real Trainer
-with the real ImageLoader, timed from one request for a batch to the next, with everything that it does in training. The
-tutorial's loop is in plain_loops.py and plain_translation.py. An untimed pause precedes each block of either side. During the
-pause, loader workers fill their queues and go to sleep, so they take no time from the other side.
+Each recipe runs in its own process. In this process, blocks of steps of the two loops alternate, so load from other programs
+affects both. If steps differ in work (n_critic, lazy penalties), every block has the same number of each kind. genimg's side is
+the real Trainer with the real ImageLoader and everything that it does in training, timed from one request for a batch to the
+next. The tutorial's loop is in plain_loops.py and plain_translation.py. An untimed pause precedes each block on either side.
+During the pause, loader workers fill their queues and go to sleep, so they take no time from the other side.
 docs/performance.md explains the columns.
 """
 
@@ -56,8 +56,8 @@ from genimg.utils.images import write_png
 from genimg.utils.paths import config_dir
 from genimg.utils.words import nearest
 
-# A recipe is one line: its name, genimg-train's overrides, and the plain step (of plain_loops.STEPS) that it is compared with.
-# Images are of 32 px where it says nothing.
+# A recipe is one line: its name, genimg-train's overrides, and the plain step (in plain_loops.STEPS) that it is compared with.
+# Images have 32 px by default.
 CYCLEGAN = "model=cyclegan data=unpaired model.translator.num_blocks=6"
 RECIPES = {
     "dcgan_64": ("model=dcgan data.image_size=64 trainer.batch_size=64", "gan"),
@@ -69,17 +69,17 @@ RECIPES = {
     "sngan_32": ("model=sngan data.image_size=32 trainer.batch_size=64", "gan"),
     "wgan_gp_32": ("model=wgan_gp penalty=[gradient_penalty] data.image_size=32 trainer.batch_size=64", "gan"),
     "stylegan2_32": ("model=stylegan2_small penalty=[r1] penalty.r1.interval=16 trainer.batch_size=32", "gan"),
-    # Of size 4 at 64 px, and of the papers' 1 at 128 px; six residual blocks are those of CycleGAN below 256 px.
+    # The batch size is 4 at 64 px, and 1 at 128 px as in the papers. CycleGAN has six residual blocks below 256 px.
     "pix2pix_64": ("model=pix2pix task=edges_sobel data.image_size=64 trainer.batch_size=4", "pix2pix"),
     "pix2pix_128": ("model=pix2pix task=edges_sobel data.image_size=128 trainer.batch_size=1", "pix2pix"),
     "cyclegan_64": (f"{CYCLEGAN} data.image_size=64 trainer.batch_size=4", "cyclegan"),
     "cyclegan_128": (f"{CYCLEGAN} data.image_size=128 trainer.batch_size=1", "cyclegan"),
 }
 MIB = 2**20
-default_switches = partial(full_float32, tf32_convolutions=True)  # PyTorch's own; genimg's precision sets the process's
-PAUSE = 0.25  # seconds before each block; two loader workers make their two batches each in some 10 ms
+default_switches = partial(full_float32, tf32_convolutions=True)  # PyTorch's defaults, which genimg changes
+PAUSE = 0.25  # seconds before each block; two loader workers need about 10 ms for two batches each
 MEMORY_LIMIT = 1.0  # MiB of growth in 1000 steps
-TIME_LIMITS = (0.9, 1.1)  # the last tenth's step time over the second's
+TIME_LIMITS = (0.9, 1.1)  # step time in the last tenth of the steps, divided by that in the second tenth
 
 Config = dict[str, Any]
 
@@ -90,10 +90,10 @@ class Blocks:
     def __init__(self, device: torch.device, steps: int) -> None:
         self.device, self.steps = device, steps
         self.seconds: list[float] = []
-        self.waiting: list[float] = []  # of these, for batches
+        self.waiting: list[float] = []  # part of ``seconds`` spent waiting for batches
 
     def cut(self, stream: Iterator[Any]) -> Iterator[Any]:
-        """The stream's next batches, one block of them, timed until one more is asked for."""
+        """Yield the next block of batches of a stream, timed until the batch after it is requested."""
         synchronize(self.device)
         waiting, start = 0.0, time.perf_counter()
         for _ in range(self.steps):
@@ -106,7 +106,7 @@ class Blocks:
         self.waiting.append(waiting)
 
     def summary(self, batch_size: int, last: int) -> Config:
-        """Rate and times of the last blocks."""
+        """Return the rate and the times of the last blocks."""
         seconds, waiting = self.seconds[-last:], self.waiting[-last:]
         low, median, high = np.percentile([s / self.steps * 1e3 for s in seconds], [25, 50, 75]).tolist()
         return {
@@ -120,7 +120,7 @@ class Blocks:
 
 
 class NoModules(ModuleTracker):
-    """Every operation belongs to the whole; FlopCounterMode's own tracker refuses penalties (PyTorch's issue 131753)."""
+    """Tracker without modules; the default tracker of FlopCounterMode fails with penalties (PyTorch issue 131753)."""
 
     def __enter__(self) -> Self:
         return self
@@ -135,10 +135,10 @@ def synchronize(device: torch.device) -> None:
 
 
 def train_genimg(parts: TrainingComponents, blocks: Blocks, between: Callable[[], None]) -> float:
-    """Train with the real trainer, which gets its batches in ``blocks``; ``between`` is called before each of them.
+    """Train with the real trainer, which receives its batches in ``blocks``; ``between`` is called before each block.
 
     Returns:
-        The floating-point operations of a step, counted in a first block that is not timed.
+        The number of floating-point operations per step, counted in a first block that is not timed.
     """
     data = parts.data
     batches, counter = data.batches, FlopCounterMode(display=False)
@@ -161,7 +161,7 @@ def train_genimg(parts: TrainingComponents, blocks: Blocks, between: Callable[[]
 
 
 def memory(device: torch.device, *, peak: bool) -> float:
-    """MiB: allocated on a GPU, or resident of this process; now, or at most (on a GPU since it was reset)."""
+    """Return the MiB allocated on a GPU, or resident in this process: current or peak (on a GPU, since the last reset)."""
     if device.type == "cuda":
         return (torch.cuda.max_memory_allocated(device) if peak else torch.cuda.memory_allocated(device)) / MIB
     if not peak and Path("/proc/self/statm").exists():
@@ -170,7 +170,7 @@ def memory(device: torch.device, *, peak: bool) -> float:
 
 
 def matrix_rates(device: torch.device) -> dict[str, float]:
-    """FLOP/s of the best of five products of two large square matrices, for each precision."""
+    """Return the FLOP/s of the fastest of five products of two large square matrices, for each precision."""
     size = 512 if device.type == "cpu" else 8192  # a processor without instructions for bf16 takes minutes for 2048
     kinds = {"fp32": (torch.float32, "highest"), "tf32": (torch.float32, "high"), "bf16": (torch.bfloat16, "high")}
     rates = {}
@@ -191,7 +191,7 @@ def matrix_rates(device: torch.device) -> dict[str, float]:
 
 
 def compare(name: str, configs: dict[str, Config], parts: TrainingComponents, block: int, count: int) -> Config:
-    """Time ``count`` blocks of both sides in turns, after one that counts operations and two that warm up."""
+    """Time ``count`` blocks of both sides in turn, after one that counts operations and two that warm up."""
     device = parts.device
     genimg, plain = Blocks(device, block), Blocks(device, block)
     loop: PlainLoop | None = None
@@ -206,11 +206,11 @@ def compare(name: str, configs: dict[str, Config], parts: TrainingComponents, bl
     def between() -> None:
         nonlocal loop
         done = len(genimg.seconds)
-        if done == 1 and device.type == "cuda":  # whatever was searched or compiled has been
+        if done == 1 and device.type == "cuda":  # all searches and compilations are done
             torch.cuda.reset_peak_memory_stats(device)
         if not 2 <= done < 2 + count:
             return
-        if loop is None:  # until now genimg was alone
+        if loop is None:  # genimg has run alone so far
             peak["genimg"] = memory(device, peak=True)
             loop = plain_loop(configs["plain"], RECIPES[name][1])
             plain_block(loop)
@@ -235,7 +235,7 @@ def compare(name: str, configs: dict[str, Config], parts: TrainingComponents, bl
 
 
 def plain_loop(config: Config, kind: str) -> PlainLoop:
-    """The tutorial's loop over the config's images, with its networks, loss and optimizers."""
+    """Return the tutorial's loop over the config's images, with the config's networks, loss and optimizers."""
     with default_switches():
         parts = assemble(ImmutableConfig(config), config["device"]).components
     pictures, batch_size = Pictures(parts.source, parts.method), parts.settings.batch_size
@@ -243,7 +243,7 @@ def plain_loop(config: Config, kind: str) -> PlainLoop:
 
 
 def arithmetic(flops: float, genimg: Config, parts: TrainingComponents) -> Config:
-    """What genimg's steps achieve of what the device can, which is measured now."""
+    """Return the FLOP/s of genimg's steps, and their share of the device's rate, which is measured here."""
     achieved, rates = flops / genimg["batch_size"] * genimg["images_per_second"], matrix_rates(parts.device)
     share = achieved / rates[parts.precision.name]
     steps = {"flops_per_step": flops, "flops_per_second": achieved, "share_of_matrix_rate": share}
@@ -251,7 +251,7 @@ def arithmetic(flops: float, genimg: Config, parts: TrainingComponents) -> Confi
 
 
 def watch(name: str, parts: TrainingComponents, block: int, count: int) -> Config:
-    """Train genimg's side alone for long: whether memory and step time stay as they are."""
+    """Train only genimg's side for many steps, and return whether memory and step time stay constant."""
     blocks, held = Blocks(parts.device, block), []
 
     def between() -> None:
@@ -312,16 +312,16 @@ def parsed() -> argparse.Namespace:
         return int(text)
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipes", default=",".join(RECIPES), help="names with commas between (default: all)")
+    parser.add_argument("--recipes", default=",".join(RECIPES), help="comma-separated names (default: all)")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="auto", help="of genimg's side")
-    parser.add_argument("--blocks", type=count, default=20, help="of each side that are timed")
-    parser.add_argument("--block", type=count, help="steps in a block (default: 5 on a CPU, 100 elsewhere)")
-    parser.add_argument("--batch-size", type=count, help="instead of the recipe's")
-    parser.add_argument("--images", type=count, default=10_000, help="that are drawn to train on")
-    parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE", help="for genimg's side alone")
-    parser.add_argument("--long", type=count, metavar="STEPS", help="train genimg's side alone, 10 steps or more")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, every block's time too")
+    parser.add_argument("--precision", default="auto", help="precision on genimg's side")
+    parser.add_argument("--blocks", type=count, default=20, help="number of timed blocks on each side")
+    parser.add_argument("--block", type=count, help="steps per block (default: 5 on a CPU, 100 elsewhere)")
+    parser.add_argument("--batch-size", type=count, help="replaces the recipe's batch size")
+    parser.add_argument("--images", type=count, default=10_000, help="number of images to draw for training")
+    parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE", help="setting for genimg's side only")
+    parser.add_argument("--long", type=count, metavar="STEPS", help="train only genimg's side for this many steps, 10 or more")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results and block times to this file")
     arguments = parser.parse_args()
     arguments.recipes = arguments.recipes.split(",")
     for name in arguments.recipes:
@@ -333,7 +333,7 @@ def parsed() -> argparse.Namespace:
 
 
 def configs_of(name: str, arguments: argparse.Namespace) -> dict[str, Config]:
-    """genimg-train's composed configs for both sides, of which --override changes only genimg's."""
+    """Return the composed configs of genimg-train for both sides; --override changes only genimg's."""
     overrides = [*RECIPES[name][0].split(), "run_dir=unused", "evaluation=none", f"device={arguments.device}"]
     of_files = "data=unpaired" in overrides
     overrides += [f"data.root={arguments.folder / name}" if of_files else f"data.num_images={arguments.images}"]
@@ -349,14 +349,14 @@ def configs_of(name: str, arguments: argparse.Namespace) -> dict[str, Config]:
     with initialize_config_dir(config_dir(), version_base="1.3"):
         composed = {side: compose("train", overrides=[*overrides, *more]) for side, more in sides.items()}
     block, count = blocks_of(composed, arguments)
-    # Besides the timed blocks: one that counts operations, two that warm up a comparison, a step that ends the last block.
+    # Untimed steps: a block that counts operations, two blocks that warm up a comparison, a step that ends the last block.
     for config in composed.values():
         config.trainer.duration = f"{block * (count + (1 if arguments.long else 3)) + 1} steps"
     return {side: cast(Config, OmegaConf.to_container(config, resolve=True)) for side, config in composed.items()}
 
 
 def draw_files(config: Config, count: int) -> None:
-    """Draw half of ``count`` images as files of each domain, where a config has two: of one shape, and of two."""
+    """If a config has two domains, draw files for each, half of ``count`` images: with one shape, and with two."""
     if "num_images" in config["data"]:
         return
     size, channels = config["data"]["image_size"], config["data"]["channels"]
@@ -369,14 +369,14 @@ def draw_files(config: Config, count: int) -> None:
 
 
 def blocks_of(configs: Mapping[str, Any], arguments: argparse.Namespace) -> tuple[int, int]:
-    """The steps in a block, and the number of timed blocks.
+    """Return the number of steps in a block, and the number of timed blocks.
 
-    Steps differ in work where the generator is updated, or a lazy penalty made, every few steps only. A block has one or more
-    whole cycles of such steps: as many as ``--block`` has room for.
+    Steps differ in work if the generator is updated, or a lazy penalty is computed, only every few steps. A block has one or
+    more whole cycles of such steps, as many as fit into ``--block``.
     """
     intervals = [config["model"].get("generator_interval", 1) for config in configs.values()]
     intervals += [penalty.get("interval", 1) for config in configs.values() for penalty in config["penalty"].values()]
-    # What is no interval is refused when the parts are built.
+    # Invalid intervals are rejected when the parts are built.
     cycle = math.lcm(*(interval for interval in intervals if type(interval) is int and interval > 0))
     most = min(arguments.block, arguments.long // 10) if arguments.long else arguments.block
     block = max(most // cycle, 1) * cycle
@@ -387,7 +387,7 @@ def blocks_of(configs: Mapping[str, Any], arguments: argparse.Namespace) -> tupl
 
 
 def work(name: str, configs: dict[str, Config], arguments: argparse.Namespace) -> Config:
-    """One recipe's result, and what it depends on."""
+    """Return the result of one recipe, and the facts that it depends on."""
     draw_files(configs["plain"], arguments.images)
     parts = assemble(ImmutableConfig(configs["genimg"]), configs["genimg"]["device"]).components
     block, count = blocks_of(configs, arguments)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""How often images that genimg-sample drew from captions of shapes have the colour and the shape asked for.
+"""Measure how often images that genimg-sample generated from captions of shapes have the requested colour and shape.
 
     genimg-sample ckpt=RUN 'text=[a small red circle,a large red circle]' num_images=500 output=drawn
     python scripts/caption_accuracy.py drawn
 
-The classifier that comes with genimg names the colour and the shape of each image; it never saw a generated one. Captions are
-of one object.
+The classifier that comes with genimg predicts the colour and the shape of each image. It was not trained on generated images.
+Each caption describes one object.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from genimg.evaluation.extractors.classifier import Classifier
 
 
 def read(folder: Path) -> tuple[list[str], list[Path]]:
-    """The caption and the file of each image."""
+    """Return the caption and the file of each image."""
     listing = folder / "metadata.jsonl"
     if not listing.is_file():
         raise SystemExit(f"{listing} does not exist: give a folder that genimg-sample wrote for text=...")
@@ -36,7 +36,7 @@ def read(folder: Path) -> tuple[list[str], list[Path]]:
 
 @torch.no_grad()
 def seen(files: Sequence[Path]) -> list[str]:
-    """What the classifier calls each image, such as "red circle"."""
+    """Return the classifier's prediction for each image, such as "red circle"."""
     classifier = Classifier(classifier="shapes_v2", sha256=None)
     found: list[str] = []
     for start in range(0, len(files), 500):
@@ -49,7 +49,7 @@ def seen(files: Sequence[Path]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="that genimg-sample wrote")
+    parser.add_argument("folder", type=Path, help="folder written by genimg-sample")
     captions, files = read(parser.parse_args().folder)
     asked = [" ".join(caption.split()[-2:]) for caption in captions]
     results = list(zip(captions, asked, seen(files), strict=True))

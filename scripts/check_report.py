@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Open a report in headless Chromium and check what a reader needs of it: no errors, no requests, no sideways scrolling, enough
-contrast, and everything within reach of the keyboard. Standard library only.
+"""Open a report in headless Chromium and check that it is usable, with the standard library only.
 
     scripts/check_report.py report.html [--screenshots DIR]
 
-Ends with 1 and a line for each thing that is wrong.
+The page must have no errors, no requests, no sideways scrolling and enough contrast, and every control must work with the
+keyboard. If there are problems, the exit code is 1 and each problem is printed on its own line.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chromium-headless-she
 SIZES = {"wide": (1280, 900), "phone": (360, 740)}
 _SECONDS = 60.0
 
-# Everything that can be judged from the page itself. Gives a list of complaints.
+# Checks of the page's structure; returns a list of problems.
 STRUCTURE = """(() => {
   const wrong = [], all = (selector) => [...document.querySelectorAll(selector)];
   if (all('h1').length !== 1) wrong.push(`${all('h1').length} h1`);
@@ -50,7 +50,7 @@ STRUCTURE = """(() => {
   if (new Set(ids).size !== ids.length) wrong.push('an id occurs twice');
   return wrong;
 })()"""
-# innerWidth would not do: a phone's grows with what does not fit.
+# innerWidth cannot be used, because on a phone it grows with content that does not fit.
 WIDTH = """((width) => {
   const found = document.scrollingElement.scrollWidth;
   return found > width ? [`the page scrolls sideways: it is ${found} px wide`] : [];
@@ -82,18 +82,18 @@ CONTRAST = """(() => {
 
 
 class Browser:
-    """Chromium, spoken to over a pair of pipes (``--remote-debugging-pipe``), with one page.
+    """Chromium with one page, controlled over a pair of pipes (``--remote-debugging-pipe``).
 
     Args:
-        program: of Chromium.
-        profile: an empty directory.
+        program: Path of Chromium.
+        profile: Empty directory for the browser's profile.
     """
 
     def __init__(self, program: str, profile: str) -> None:
         (theirs_in, self._out), (self._in, theirs_out) = os.pipe(), os.pipe()
 
         def connect() -> None:
-            # Chromium reads from 3 and writes to 4; by way of high numbers, because these may be taken.
+            # Chromium reads from descriptor 3 and writes to 4. High numbers are used in between, because 3 and 4 may be in use.
             os.dup2(theirs_in, 63)
             os.dup2(theirs_out, 64)
             os.dup2(63, 3)
@@ -121,7 +121,7 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """A method of the DevTools protocol and what it gives."""
+        """Call a method of the DevTools protocol and return its result."""
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         if self._session is not None:
@@ -136,14 +136,14 @@ class Browser:
             self.events.append(answer)
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression."""
+        """Return the value of a JavaScript expression."""
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         if "exceptionDetails" in result:
             raise RuntimeError(result["exceptionDetails"]["exception"].get("description", "an expression failed"))
         return result["result"].get("value")
 
     def open(self, page: Path, *, width: int, height: int, dark: bool = False, scripts: bool = True) -> None:
-        """Load a page at a size, and wait until it stands."""
+        """Load a page at the given size, and wait until it is rendered."""
         self.events.clear()
         self.call("Emulation.setScriptExecutionDisabled", value=not scripts)
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
@@ -153,10 +153,10 @@ class Browser:
         self.call("Page.navigate", url=page.resolve().as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._receive())
-        self.events += self._waiting(0.4)  # charts are drawn once their sizes are known
+        self.events += self._waiting(0.4)  # charts are drawn after their sizes are known
 
     def press(self, key: str, code: int) -> None:
-        """A key, down and up."""
+        """Press and release a key."""
         text = {"Enter": "\r", " ": " "}.get(key, "")
         down = {"type": "keyDown" if text else "rawKeyDown", "key": key, "windowsVirtualKeyCode": code}
         self.call("Input.dispatchKeyEvent", **down, **({"text": text} if text else {}))
@@ -164,13 +164,13 @@ class Browser:
         self.events += self._waiting(0.1)
 
     def screenshot(self, path: Path, *, top: int = 0) -> None:
-        """What is in sight, so many pixels down the page."""
+        """Save a screenshot of the visible part of the page, which begins ``top`` pixels below its start."""
         self.evaluate(f"document.documentElement.style.scrollBehavior = 'auto', scrollTo(0, {top})")
         self._waiting(0.3)
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
     def complaints(self) -> list[str]:
-        """Errors and requests since the page was opened."""
+        """Return the errors and requests since the page was opened."""
         found = []
         for event in self.events:
             method, given = event.get("method"), event.get("params", {})
@@ -211,7 +211,7 @@ class Browser:
         return json.loads(line)
 
     def _waiting(self, seconds: float) -> list[dict[str, Any]]:
-        """Events that come within so many seconds."""
+        """Return the events that arrive within this number of seconds."""
         found, end = [], time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             if b"\0" in self._buffer or select.select([self._in], [], [], left)[0]:
@@ -220,7 +220,7 @@ class Browser:
 
 
 def check_keyboard(browser: Browser) -> list[str]:
-    """Sort the leaderboard, move a slider of samples, read a curve and hide a run, all by keys."""
+    """Use the controls of the page with the keyboard only, and return a list of problems."""
     tries = (
         ("the leaderboard", "th[aria-sort='none'] button", ("Enter", 13), "document.activeElement.parentNode.ariaSort"),
         (
@@ -237,7 +237,7 @@ def check_keyboard(browser: Browser) -> list[str]:
     )
     wrong = []
     for name, selector, key, state in tries:
-        # The first that can answer: a chart of a single point has nowhere to go.
+        # Use the first element that can change: in a chart with a single point, there is nothing to select.
         found = f"[...document.querySelectorAll({json.dumps(selector)})].find((each) => !each.matches('[aria-valuemin=\"' + "
         found += "each.ariaValueMax + '\"]'))"
         if not browser.evaluate(f"!!{found}"):
@@ -253,12 +253,12 @@ def check_keyboard(browser: Browser) -> list[str]:
 
 
 def check(page: Path, program: str, screenshots: Path | None = None) -> list[str]:
-    """Everything that is wrong with a page.
+    """Return all problems of a page.
 
     Args:
-        page: the file.
-        program: of Chromium.
-        screenshots: a directory for pictures of the page; None takes none.
+        page: Path of the page.
+        program: Path of Chromium.
+        screenshots: Directory for pictures of the page; None writes none.
     """
     wrong = []
     with tempfile.TemporaryDirectory(prefix="check_report", ignore_cleanup_errors=True) as profile:
@@ -295,7 +295,7 @@ def _photograph(browser: Browser, folder: Path, name: str) -> None:
 
 
 def find_chromium() -> str | None:
-    """The browser's program; None where there is none."""
+    """Return the path of the browser; None if there is none."""
     return next((found for name in NAMES if (found := shutil.which(name))), None)
 
 

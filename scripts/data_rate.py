@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""How fast a large folder is listed and read: by torchvision's ImageFolder, by data=folder and by data=prepared.
+"""Measure how fast a large folder is listed and read by torchvision's ImageFolder, data=folder and data=prepared.
 
     python scripts/data_rate.py --work DIR                            200,000 small JPEGs in 100 classes, made once in DIR
     python scripts/data_rate.py --work DIR --files 20000 --workers 4 --json result.json
 
-Listing is timed without genimg's list of files (cold) and with it (cached). What the operating system itself remembers of the
-directories stays in memory in between, unless root says --drop-caches. Reading is timed in turns, round after round: batches
-of 64 random images as floats, by the same number of workers and at the same size, of which nothing is done with. ImageFolder
+Listing is timed without genimg's cached list of files (cold) and with it (cached). The operating system's own cache of the
+directories is kept in between, unless root sets --drop-caches. Reading is timed in alternation, in several rounds. It returns
+batches of 64 random images as floats, which are not used, with the same number of workers and the same size. ImageFolder
 resizes with Resize, CenterCrop and ToTensor, as most scripts do.
 """
 
@@ -42,14 +42,14 @@ from genimg.utils.environment import versions
 
 BATCH_SIZE = 64
 CLASSES = 100
-DISTINCT = 500  # pictures; more would only take longer to make
+DISTINCT = 500  # number of different pictures; more would only take longer to make
 WIDTH, HEIGHT = 96, 72
 WARM_UP = 20  # batches, while workers start
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 
 def make_files(root: Path, count: int) -> None:
-    """``count`` JPEGs of smooth colours, evenly over the classes; nothing where they are already."""
+    """Write ``count`` JPEGs of smooth colours, evenly over the classes, unless they exist."""
     complete = root.with_suffix(".complete")
     if complete.exists():
         return
@@ -68,7 +68,7 @@ def make_files(root: Path, count: int) -> None:
 
 
 def time_listing(root: Path, cache: Path, rounds: int, *, drop_caches: bool) -> dict[str, list[float]]:
-    """Seconds without the kept list, with it, and of ImageFolder, in every round."""
+    """Return the seconds per round without the cached list, with it, and with ImageFolder."""
     seconds: dict[str, list[float]] = {"cold": [], "cached": [], "ImageFolder": []}
 
     def timed(name: str, function: Callable[[], object]) -> None:
@@ -83,14 +83,14 @@ def time_listing(root: Path, cache: Path, rounds: int, *, drop_caches: bool) -> 
         shutil.rmtree(cache / "index", ignore_errors=True)
         timed("cold", lambda: list_images(root, refresh=False))
         if not (cache / "index").is_dir():
-            raise SystemExit("the list was not kept: take --files=10000 or more")
+            raise SystemExit("the list was not cached: set --files=10000 or more")
         timed("cached", lambda: list_images(root, refresh=False))
         timed("ImageFolder", lambda: ImageFolder(root))
     return seconds
 
 
 def packed(files: ImageDataset, path: Path) -> float | None:
-    """The seconds that packing takes; None where it was done before."""
+    """Pack the files and return the seconds that this takes; None if it was done before."""
     if (path / "dataset.json").exists():
         return None
     shutil.rmtree(path, ignore_errors=True)
@@ -117,7 +117,7 @@ def from_genimg(source: ImageDataset, workers: int) -> Iterator[Any]:
 
 
 def time_reading(streams: dict[str, Callable[[], Iterator[Any]]], batches: int, rounds: int) -> dict[str, list[float]]:
-    """Images per second of each, in every round; new workers each time."""
+    """Return the images per second of each stream in every round; each measurement starts new workers."""
     rates: dict[str, list[float]] = {name: [] for name in streams}
     for _ in range(rounds):
         for name, make in streams.items():
@@ -134,25 +134,25 @@ def time_reading(streams: dict[str, Callable[[], Iterator[Any]]], batches: int, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="directory for the files, which stay there")
+    parser.add_argument("--work", type=Path, required=True, help="directory for the files, which are kept")
     parser.add_argument("--files", type=int, default=200_000)
     parser.add_argument("--size", type=int, default=64, help="pixels")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--batches", type=int, default=200, help="timed in each turn")
+    parser.add_argument("--batches", type=int, default=200, help="number of batches timed in each turn")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--drop-caches", action="store_true", help="empty the system's file cache before a cold listing (root)")
     parser.add_argument("--json", type=Path, help="also write all measured values to this file")
     arguments = parser.parse_args()
     if arguments.drop_caches and not os.access(DROP_CACHES, os.W_OK):
-        parser.error(f"--drop-caches needs to write to {DROP_CACHES}, which is root's")
+        parser.error(f"--drop-caches needs to write to {DROP_CACHES}, which only root may do")
 
-    # As on a GPU, nothing is computed here. OpenMP's threads, which wait busily after every operation on a CPU, would take the
-    # cores from the workers.
+    # As in training on a GPU, the CPU computes nothing here. OpenMP's threads wait busily after every operation, so they would
+    # take the cores from the workers.
     torch.set_num_threads(1)
     root, cache = arguments.work / f"files-{arguments.files}", arguments.work / "cache"
     os.environ["GENIMG_CACHE"] = str(cache)
     make_files(root, arguments.files)
-    time.sleep(2.5)  # a list is kept only of directories that have been left alone for two seconds
+    time.sleep(2.5)  # a list is cached only if its directories have not changed for two seconds
     listing = time_listing(root, cache, arguments.rounds, drop_caches=arguments.drop_caches)
     files = folder(root=str(root), image_size=arguments.size, channels=3, fit="crop", labels="required")
     path = arguments.work / f"packed-{arguments.files}-{arguments.size}"

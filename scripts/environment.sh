@@ -1,4 +1,4 @@
-# Sourced by quickstart.sh and test.sh: makes .venv beside the project where it is missing and installs genimg into it.
+# Sourced by quickstart.sh and test.sh: makes .venv in the project if it is missing, and installs genimg into it.
 # usage: prepare_environment [EXTRA]
 
 prepare_environment() {
@@ -13,7 +13,7 @@ prepare_environment() {
     echo "making a virtual environment in $VENV"
     "$python" -m venv "$VENV"
   fi
-  # The stamp holds what was installed, so that a second start takes no time.
+  # The stamp is a copy of the installed pyproject.toml, so a second start takes no time.
   local stamp="$VENV/genimg-installed${extra:+-$extra}"
   if ! cmp -s pyproject.toml "$stamp"; then
     echo "installing genimg and its dependencies (PyTorch is large: this takes a few minutes)"

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""How much longer an evaluation takes than its extractor's bare forward over the same images.
+"""Measure how much longer an evaluation takes than its extractor's forward pass alone over the same images.
 
     python scripts/evaluation_time.py --weights weights-inception-2015-12-05-6726825d.pth
-    python scripts/evaluation_time.py                       # Inception with random weights: the time is the same
-    python scripts/evaluation_time.py --classifier mnist    # a small classifier, where everything else weighs more
+    python scripts/evaluation_time.py                       # Inception with random weights takes the same time
+    python scripts/evaluation_time.py --classifier mnist    # a small classifier, so the other work matters more
 
-Both are timed in turns in one process, and the ratio of their medians is printed. On a CPU, where a call ends when its work
-ends, the evaluation's own time inside the extractor is printed too: other programs' load falls on both parts alike. The
-evaluation computes every metric of configs/evaluation/base.yaml with cached statistics of the real images. The images lie in
-memory for both.
+Both are timed alternately in one process, and the ratio of their medians is printed. On a CPU, a call returns when its work is
+done, so the time that the evaluation spends in the extractor is printed, too; load from other programs affects both parts
+equally. The evaluation computes every metric of configs/evaluation/base.yaml with cached statistics of the real images. In
+both cases, the images are in memory.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from genimg.utils.paths import config_dir
 
 
 def random_inception(path: Path) -> None:
-    """Write He-initialised weights: the arithmetic is that of the published ones."""
+    """Write He-initialised weights, with which the network takes the same time as with the published ones."""
     from torch_fidelity import feature_extractor_inceptionv3 as module
 
     load, nn.Module.load_state_dict = nn.Module.load_state_dict, lambda *arguments, **keywords: None
@@ -63,7 +63,7 @@ def evaluator_of(overrides: list[str]) -> Evaluator:
 
 
 def placed(count: int, seed: int, size: int, device: torch.device) -> DatasetImages:
-    """Drawn shapes in memory, so that no decoding is timed."""
+    """Return drawn shapes in memory, so no decoding is timed."""
     source = shapes(seed=seed, num_images=count, image_size=size, channels=3, num_objects=1)
     pixels = torch.stack([torch.from_numpy(source.read(i)) for i in range(count)]).numpy()
     data = ImageLoader(
@@ -83,10 +83,10 @@ def timed(function, device: torch.device) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", help="of Inception; random ones take the same time")
-    parser.add_argument("--classifier", help="an evaluation of a shipped classifier, such as mnist, instead of Inception's")
+    parser.add_argument("--weights", help="Inception's weights file; default: random weights, which take the same time")
+    parser.add_argument("--classifier", help="shipped classifier to use instead of Inception, such as mnist")
     parser.add_argument("--images", type=int, default=500)
-    parser.add_argument("--real", type=int, default=5000, help="real images, whose pass is not timed")
+    parser.add_argument("--real", type=int, default=5000, help="number of real images, whose features are computed untimed")
     parser.add_argument("--size", type=int, default=32, help="pixels")
     parser.add_argument("--batch-size", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=3)

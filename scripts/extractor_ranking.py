@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Does an extractor rank degrees of quality? Measures real images that were degraded more and more, and prints Markdown tables.
+"""Measure whether an extractor ranks image quality: degrade real images by several strengths, and print Markdown tables.
 
     python scripts/extractor_ranking.py shapes
     python scripts/extractor_ranking.py mnist --root datasets
     python scripts/extractor_ranking.py folder --root cifar10/train --evaluation cifar10_classifier
     python scripts/extractor_ranking.py shapes --samples outputs/RUN/10k.npz outputs/RUN/20k.npz
 
-The degraded images are MNIST's test images against its training images, half of a folder's images against the other half, or
-shapes of another seed. Eight degradations come in five strengths each; beside them stands Spearman's rank correlation of the
-Fréchet and of the kernel distance with the strength, which is 1 where every stronger degradation is further away.
+The degraded images are MNIST's test images, measured against its training images; one half of a folder's images, measured
+against the other half; or drawn shapes, measured against shapes drawn with another seed. Each of eight degradations has five
+strengths. The tables show Spearman's rank correlation of the Fréchet and kernel distances with the strength. It is 1 if every
+stronger degradation has a larger distance.
 """
 
 from __future__ import annotations
@@ -44,19 +45,19 @@ COLUMNS = ("fd", "kd", "is", "precision", "recall", "density", "coverage", "clas
 
 
 def noise(images: Pixels, deviation: float) -> Pixels:
-    """Gaussian noise; the deviation is in grey levels."""
+    """Add Gaussian noise; the deviation is in grey levels."""
     rng = np.random.default_rng(0)
     return to_pixels(images + rng.normal(0.0, deviation, images.shape))
 
 
 def salt_and_pepper(images: Pixels, share: float) -> Pixels:
-    """A share of the pixels becomes black or white."""
+    """Make a share of the pixels black or white."""
     drawn = np.random.default_rng(0).random((len(images), 1, *images.shape[2:]))
     return np.where(drawn < share / 2, 0, np.where(drawn < share, 255, images)).astype(np.uint8)
 
 
 def blur(images: Pixels, sigma: float) -> Pixels:
-    """Gaussian blur; sigma is in pixels."""
+    """Blur with a Gaussian; sigma is in pixels."""
     radius = round(3 * sigma)
     line = torch.exp(-(torch.arange(-radius, radius + 1).float() ** 2) / (2 * sigma**2))
     line, channels = line / line.sum(), images.shape[1]
@@ -67,10 +68,10 @@ def blur(images: Pixels, sigma: float) -> Pixels:
 
 
 def jpeg(images: Pixels, quality: float) -> Pixels:
-    """Pillow's encoder and decoder.
+    """Encode and decode images with Pillow.
 
-    The blocks begin 4 pixels outside the images. Those of images that come from JPEG files would be quantised twice, which
-    makes some high qualities worse than lower ones.
+    The blocks begin 4 pixels outside the images. Otherwise, the blocks of images from JPEG files would be quantised twice,
+    which makes some high qualities worse than lower ones.
     """
 
     def coded(image: Pixels) -> Pixels:
@@ -84,14 +85,14 @@ def jpeg(images: Pixels, quality: float) -> Pixels:
 
 
 def pixelation(images: Pixels, factor: float) -> Pixels:
-    """A resolution lower by a whole factor, by means over areas; pixels are repeated."""
+    """Reduce the resolution by an integer factor with area averaging, and repeat pixels."""
     size = [side // int(factor) for side in images.shape[2:]]
     small = F.interpolate(torch.from_numpy(images).float(), size=size, mode="area")
     return to_pixels(F.interpolate(small, size=images.shape[2:], mode="nearest").numpy())
 
 
 def warp(images: Pixels, amplitude: float) -> Pixels:
-    """Waves of 16 pixels and of a random phase in each image; the amplitude is in pixels."""
+    """Displace pixels by waves of 16 pixels with a random phase for each image; the amplitude is in pixels."""
     count, _, height, width = images.shape
     phase = torch.from_numpy(np.random.default_rng(0).random((2, count, 1, 1)) * 2 * np.pi).float()
     y, x = torch.meshgrid(torch.arange(height).float(), torch.arange(width).float(), indexing="ij")
@@ -103,12 +104,12 @@ def warp(images: Pixels, amplitude: float) -> Pixels:
 
 
 def ghost(images: Pixels, share: float) -> Pixels:
-    """A mixture with another image, which has the share."""
+    """Blend each image with another image, whose weight is the share."""
     return to_pixels((1 - share) * images.astype(np.float64) + share * np.roll(images, 1, axis=0))
 
 
 def contrast(images: Pixels, factor: float) -> Pixels:
-    """Values nearer to each image's mean, by a factor."""
+    """Multiply the differences from each image's mean by a factor."""
     mean = images.mean(axis=(1, 2, 3), keepdims=True)
     return to_pixels((images - mean) * factor + mean)
 
@@ -127,12 +128,12 @@ DEGRADATIONS: dict[str, tuple[Callable[[Pixels, float], Pixels], tuple[float, ..
     "ghost, share": (ghost, (0.05, 0.1, 0.2, 0.3, 0.45)),
     "contrast, factor": (contrast, (0.9, 0.8, 0.6, 0.4, 0.2)),
 }
-"""Eight kinds, from weak to strong. Salt and pepper is none of those that genimg-features trains with."""
+"""Eight degradations, each from weak to strong. The training of genimg-features does not use salt and pepper."""
 
 
 def first_classes(count: int) -> Callable[[Pixels, NDArray[np.int64]], Pixels]:
     def spoil(images: Pixels, labels: NDArray[np.int64]) -> Pixels:
-        """Repeated to the same count, so that the count is not what is measured."""
+        """Repeat the images of the first classes up to the original count, so the count does not affect the result."""
         chosen = images[labels < count]
         return np.resize(chosen, images.shape)
 
@@ -151,13 +152,13 @@ def everything(source: ImageDataset, indices: NDArray[np.int64]) -> tuple[Pixels
 
 
 def spearman(values: Sequence[float]) -> float:
-    """The rank correlation of the values with their order, without ties."""
+    """Return the rank correlation of the values with their order, assuming no ties."""
     ranks = np.argsort(np.argsort(values))
     return float(np.corrcoef(ranks, np.arange(len(values)))[0, 1])
 
 
 def real_and_measured(data: str, root: str) -> tuple[Pixels, Pixels, NDArray[np.int64]]:
-    """Real images to measure against, and others of the same kind with their labels."""
+    """Return real images to measure against, and other images of the same kind with their labels."""
     if data == "shapes":
         real, other = (
             ShapesDataset(seed=seed, num_images=10_000, image_size=32, channels=3, num_objects=1, labels="color_shape")
@@ -177,10 +178,12 @@ def real_and_measured(data: str, root: str) -> tuple[Pixels, Pixels, NDArray[np.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=["shapes", "mnist", "folder"])
-    parser.add_argument("--root", default="datasets", help="where the data lies")
-    parser.add_argument("--evaluation", help="of a shipped classifier, or a .pt of genimg-features; default: the data's name")
-    parser.add_argument("--images", type=int, default=5000, help="measured images")
-    parser.add_argument("--samples", nargs="+", help=".npz files of genimg-sample to measure instead, from bad to good")
+    parser.add_argument("--root", default="datasets", help="directory of the data")
+    parser.add_argument(
+        "--evaluation", help="evaluation of a shipped classifier, or .pt file of genimg-features; default: the data's name"
+    )
+    parser.add_argument("--images", type=int, default=5000, help="number of measured images")
+    parser.add_argument("--samples", nargs="+", help=".npz files of genimg-sample to measure, from worst to best")
     arguments = parser.parse_args()
     real, measured, labels = real_and_measured(arguments.data, arguments.root)
     chosen = np.sort(random_order(len(measured), seed=1)[: arguments.images])

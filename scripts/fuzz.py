@@ -1,15 +1,15 @@
-"""Call the commands with nonsense, and tell what ends in a traceback, hangs, or is accepted.
+"""Call the commands with invalid arguments, and report calls that end in a traceback, hang or succeed.
 
     python scripts/fuzz.py --calls 1000 --seed 1          # about 20 minutes on 2 cores
-    python scripts/fuzz.py --seed 1 --only 137            # one of them again, with all that it prints
+    python scripts/fuzz.py --seed 1 --only 137            # repeat one call and show everything that it prints
 
-Each call is a small and valid command line of which one to three arguments are replaced by nonsense: numbers out of range,
-truth values, null, lists, mappings, odd texts, other options of a group, misspelt and removed keys. Every sixth call leaves
-the command line as it is and changes the config, or another part, of the checkpoint that it names.
+Each call is a small, valid command line in which one to three arguments are replaced by nonsense: numbers out of range,
+truth values, null, lists, mappings, odd texts, other options of a group, misspelt and removed keys. Every sixth call keeps
+the command line and instead changes the config, or another part, of the checkpoint that it uses.
 
-A call may succeed or be refused, with exit code 2 and without a traceback. Anything else is a failure, and so is a call that
-takes more than 60 seconds. What succeeded is listed at the end, to be read: is each a value that has a meaning? The exit code
-is 1 if a call failed.
+A call may succeed, or be rejected with exit code 2 and without a traceback. Anything else is a failure, and so is a call that
+takes more than 60 seconds. The calls that succeeded are listed at the end, so that a reader can check whether their values make
+sense. The exit code is 1 if a call failed.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from genimg.config.compose import compose
 from genimg.training import checkpoint
 from genimg.utils.paths import config_dir
 
-SECONDS = 60  # after which a call counts as one that hangs
-MEMORY = 8 * 2**30  # bytes that a call may ask for, so that a network of absurd size finds the memory full
+SECONDS = 60  # time after which a call counts as hanging
+MEMORY = 8 * 2**30  # bytes that a call may allocate, so a network of absurd size runs out of memory
 SMALL = ("data.num_images=64", "data.image_size=16", "trainer.batch_size=8", "trainer.preview_images=4",
          "trainer.duration=2 steps", "device=cpu")  # fmt: skip
 WITHOUT_IMAGES = SMALL[1:]
@@ -91,7 +91,7 @@ PRIMARY = {"augment": "augment_files"}
 LASTS = re.compile(
     r"duration|num_|copies|samples|steps|epochs|repeats|bootstrap|frames|neighbors|rows|trials|interval|size|depth|limit"
 )
-"""Keys whose large values have a meaning, and take long."""
+"""Keys whose large values are valid and take long."""
 
 NONSENSE = (
     ("0", "-1", "-3", "1", "7", "100000", "2147483648", "9223372036854775808", "-9223372036854775809", "1e400"),
@@ -108,13 +108,13 @@ NONSENSE = (
         "{_args_:[1]}", "{1:2}", "[" * 30 + "]" * 30,
     ),
 )  # fmt: skip
-"""Values as a command line writes them."""
+"""Values as they are written on a command line."""
 
 OF_FILES = (
     None, True, -3, 0, 7, 100_000, 2**40, 2**63 - 1, -0.5, float("nan"), float("inf"), "", "x", "../..", "a" * 5000, "${seed}",
     [], [1], {}, {"a": 1}, [[1, "x"]], {"_target_": "os.system"}, {"_target_": "torch.nn.ReLU"}, torch.zeros(2),
 )  # fmt: skip
-"""Values as a checkpoint holds them."""
+"""Values as they are stored in a checkpoint."""
 
 ARGUMENTS = (
     "--", "-x", "=", "key", "=1", "a=b=c", "--width=3", "🙂=1", "resume=gan", "resume=nowhere", "resume=gan/config.yaml",
@@ -124,12 +124,12 @@ ARGUMENTS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call came to.
+    """Outcome of a call.
 
     Attributes:
-        code: Exit code; negative for a signal; None after the time was up.
-        text: What it has printed.
-        seconds: Time that it has taken.
+        code: Exit code; negative for a signal; None if the call took too long.
+        text: Printed text.
+        seconds: Duration of the call in seconds.
     """
 
     code: int | None
@@ -138,7 +138,7 @@ class Outcome:
 
     @property
     def failure(self) -> str:
-        """What is wrong with it; empty if nothing is."""
+        """Description of the failure; empty if there is none."""
         if self.code is None:
             return f"takes more than {SECONDS} s"
         if "Traceback (most recent call last)" in self.text or "this is a bug" in self.text:
@@ -148,13 +148,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Call:
-    """A call with nonsense.
+    """A call with invalid arguments or an invalid checkpoint.
 
     Attributes:
-        command: Without genimg-.
+        command: Name of the command, without genimg-.
         words: Arguments.
-        nonsense: Which of them, or what of the checkpoint, is nonsense.
-        changes: Of a checkpoint: its run, and what its keys become; None without one. ``DELETED`` removes a key.
+        nonsense: Arguments or parts of the checkpoint that are nonsense.
+        changes: Run whose checkpoint is changed, and the new values by key; None if no checkpoint is changed. ``DELETED``
+            removes a key.
     """
 
     command: str
@@ -171,7 +172,7 @@ DELETED = object()
 
 
 def leaves(node: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """Yield where the values of nested mappings and lists stand, the nodes above them included."""
+    """Yield the paths of all values in nested mappings and lists, including those of inner nodes."""
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in items:
         yield (*path, key)
@@ -179,13 +180,13 @@ def leaves(node: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | 
 
 
 def keys_of(command: str, words: tuple[str, ...]) -> list[str]:
-    """Return the dotted keys that a command line has, without those of Hydra."""
+    """Return the dotted keys of a command line's config, without those of Hydra."""
     config = OmegaConf.to_container(compose([each for each in words if "=" in each], PRIMARY.get(command, command)).config)
     return [".".join(map(str, path)) for path in leaves(config) if all(isinstance(part, str) for part in path)]
 
 
 def groups() -> dict[str, list[str]]:
-    """Return the options of all groups."""
+    """Return the options of each config group."""
     folder = Path(config_dir())
     return {each.name: sorted(path.stem for path in each.glob("*.yaml")) for each in sorted(folder.iterdir()) if each.is_dir()}
 
@@ -194,8 +195,8 @@ class Fuzzer:
     """Makes calls, in a directory with trained models and pictures.
 
     Args:
-        home: An empty directory.
-        seed: Of all calls.
+        home: Empty directory.
+        seed: Seed of all calls.
     """
 
     def __init__(self, home: Path, seed: int) -> None:
@@ -222,7 +223,7 @@ class Fuzzer:
             raise RuntimeError(f"genimg-{command} {' '.join(words)} ended with {outcome.code}:\n{outcome.text}")
 
     def make(self, number: int) -> Call:
-        """Return the call with a number, which depends on nothing but it and the seed."""
+        """Return the call with a number; it depends only on this number and the seed."""
         chance = random.Random(f"{self.seed} {number}")
         if number % 6 == 5:
             return self._with_changed_checkpoint(chance)
@@ -274,7 +275,7 @@ class Fuzzer:
         return Call(command, (*first, *words), shown, (run, full))
 
     def write_changed(self, run: str, changes: tuple[tuple[tuple[str | int, ...], Any], ...]) -> None:
-        """Write a run directory with a changed checkpoint; the config with references is changed alike."""
+        """Write a run directory with a changed checkpoint; the unresolved config is changed in the same way."""
         state = copy.deepcopy(self.states[run])
         for path, value in changes:
             for full in (path, ("raw_config", *path[1:])) if path[0] == "config" else (path,):
@@ -294,14 +295,14 @@ class Fuzzer:
         torch.save(state, self.home / "changed" / "checkpoints" / "last.pt")
 
     def run(self, command: str, words: tuple[str, ...]) -> Outcome:
-        """Run a command in a fork, with a limit of time and memory."""
+        """Run a command in a fork, with limited time and memory."""
         begin = time.monotonic()
         code = _code_within(SECONDS, start(command, *words, folder=self.home, memory=MEMORY))
         text = (self.home / "output.txt").read_text(encoding="utf-8", errors="replace")
         return Outcome(code, text, time.monotonic() - begin)
 
     def call(self, number: int) -> tuple[Call, Outcome]:
-        """Make the call with a number, and remove what it has written."""
+        """Make the call with a number, and remove the files that it has written."""
         call = self.make(number)
         if call.changes:
             self.write_changed(*call.changes)
@@ -314,7 +315,7 @@ class Fuzzer:
 
 
 def _code_within(seconds: float, pid: int) -> int | None:
-    """Wait for a process, end all that it has started, and return its exit code; None if it took longer."""
+    """Wait for a process, end all processes that it has started, and return its exit code; None if it took longer."""
     end = time.monotonic() + seconds
     code = None
     while code is None and time.monotonic() < end:
@@ -322,7 +323,7 @@ def _code_within(seconds: float, pid: int) -> int | None:
         code = os.waitstatus_to_exitcode(status) if ended else None
         time.sleep(0.01)
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)  # what it has started lives in its group
+        os.killpg(pid, signal.SIGKILL)  # the processes that it has started are in its group
     if code is None:
         os.waitpid(pid, 0)
     return code
@@ -333,7 +334,7 @@ def _in_short(value: Any) -> str:
 
 
 def load_everything() -> None:
-    """Import what commands import when they start, once for all forks."""
+    """Import the modules that commands import when they start, once for all forks."""
     import genimg.commands
     import genimg.config.resolvers
 
@@ -349,11 +350,11 @@ def fuzz(
     """Make calls; return those that failed, with the end of what they printed, and those that succeeded.
 
     Args:
-        numbers: Of the calls.
-        seed: Of all calls.
-        home: An empty directory.
-        verbose: Whether to print all that the calls print.
-        refused: File for the messages of what was refused.
+        numbers: Numbers of the calls.
+        seed: Seed of all calls.
+        home: Empty directory.
+        verbose: Whether to print everything that the calls print.
+        refused: File for the error messages of rejected calls.
     """
     load_everything()
     fuzzer = Fuzzer(home, seed)
@@ -384,8 +385,8 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0, help="number of the first call")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", type=int, help="number of the call to make, and to show")
-    parser.add_argument("--refused", type=Path, help="file for the messages of what was refused")
+    parser.add_argument("--only", type=int, help="number of the only call to make and show")
+    parser.add_argument("--refused", type=Path, help="file for the error messages of rejected calls")
     options = parser.parse_args()
     numbers = [options.only] if options.only is not None else list(range(options.first, options.first + options.calls))
     with contextlib.ExitStack() as stack:

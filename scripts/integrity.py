@@ -1,19 +1,19 @@
-"""Damage checkpoints, and kill commands at random moments, and tell what goes unnoticed or is lost.
+"""Damage checkpoints and kill commands at random moments, and report damage that is not detected and results that are lost.
 
     python scripts/integrity.py damage --flips 500 --pages 100     # about a minute
     python scripts/integrity.py kills --seed 1                     # about 10 minutes on 2 cores
-    python scripts/integrity.py cost --megabytes 100               # of reading and writing a checkpoint, beside torch's own
+    python scripts/integrity.py cost --megabytes 100               # time to read and write a checkpoint, compared with torch
 
-``damage`` trains a small GAN, VAE and restoration model, and flips one bit, or overwrites one page with zeros, of a checkpoint
-at a time. Each must be refused, or be read as what was written, because a few bytes of an archive mean nothing. The exit code
-is 1 if one is not.
+``damage`` trains a small GAN, VAE and restoration model. Then it flips one bit, or overwrites one page with zeros, in one
+checkpoint at a time. Each damaged checkpoint must be rejected, or be read as it was written, because a few bytes of an archive
+have no meaning. The exit code is 1 if this fails for any checkpoint.
 
-``cost`` reads packed images, too, with and without their checksums.
+``cost`` also reads packed images, with and without their checksums.
 
-``kills`` starts a training that saves at every step, an evaluation that saves statistics, and the commands that sample,
-prepare, export and sweep, and kills each (SIGKILL, with all of its processes) after a random part of the time that it takes.
-Whatever then has the name of a result must be whole, and the same command, started again, must end with the result of one that
-was not killed, for a training bit for bit, and leave no half-written files behind. The exit code is 1 if one does not.
+``kills`` starts a training run that saves at every step, an evaluation that saves statistics, and the commands that sample,
+prepare, export and sweep. It kills each (SIGKILL, with all of its processes) after a random part of its duration. Every file
+with the name of a result must then be complete. When the same command is started again, it must end with the same result as
+without the kill (bit for bit, for a training run), and leave no partial files behind. The exit code is 1 if any check fails.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ FAMILIES = {
 
 
 def start(name: str, *arguments: str, folder: Path, memory: int | None = None) -> int:
-    """Start a command in a fork, in a process group of its own, and return its number.
+    """Start a command in a fork, in its own process group, and return its process ID.
 
     Args:
         name: Name of the command, without genimg-.
-        arguments: Its arguments.
-        folder: Its working directory; what it prints goes to output.txt there.
-        memory: Most bytes that it may ask for.
+        arguments: Arguments of the command.
+        folder: Working directory, in which the output is written to output.txt.
+        memory: Maximum number of bytes that it may allocate.
     """
     pid = os.fork()
     if pid:
@@ -106,7 +106,7 @@ def run(name: str, *arguments: str, folder: Path) -> None:
 
 
 def run_and_kill(seconds: float, name: str, *arguments: str, folder: Path) -> bool:
-    """Run a command for so long, then kill it and all that it has started; return whether it was still at work."""
+    """Run a command for ``seconds``, then kill it and all its processes; return whether it was still running."""
     pid = start(name, *arguments, folder=folder)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -121,7 +121,7 @@ def run_and_kill(seconds: float, name: str, *arguments: str, folder: Path) -> bo
 
 
 def children_of(pid: int) -> Iterator[int]:
-    """Yield the processes that a sweep has started in sessions of their own, and which its death does not end at once."""
+    """Yield the processes that a sweep has started in their own sessions, which do not end immediately when it is killed."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes().split(b"\0")
@@ -143,7 +143,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def damage(flips: int, pages: int, seed: int) -> int:
-    """Return the number of damaged checkpoints that were read as something else than what was written."""
+    """Return the number of damaged checkpoints that were read with other contents than were written."""
     generator = random.Random(seed)
     silent = 0
     with tempfile.TemporaryDirectory() as home:
@@ -182,7 +182,7 @@ def leftovers(folder: Path) -> list[Path]:
 
 
 def check_checkpoints(folder: Path) -> None:
-    """Make sure that everything that has the name of a checkpoint is one."""
+    """Check that every file with the name of a checkpoint is a complete checkpoint."""
     for path in folder.rglob("*.pt"):
         if not any(is_temporary(parent.name) for parent in path.parents):
             load_verified(path)
@@ -202,10 +202,10 @@ class Kills:
             Image.fromarray(pixels).save(home / "pictures" / f"{number}.png")
 
     def kill(self, name: str, arguments: tuple[str, ...], check: Callable[[], None], reset: Callable[[], None]) -> bool:
-        """Kill a command, check what is there, run it again, check again; return whether it was at work when it was killed."""
+        """Kill a command, check its files, run it again, and check again; return whether it was running when it was killed."""
         key = f"{name} {' '.join(arguments)}"
         if key not in self.times:
-            for _ in range(2):  # the first also imports what the command needs
+            for _ in range(2):  # the first run also imports the command's modules
                 reset()
                 begin = time.monotonic()
                 run(name, *arguments, folder=self.home)
@@ -214,7 +214,7 @@ class Kills:
         reset()
         was_at_work = run_and_kill(self.generator.uniform(0.1, 1.0) * self.times[key], name, *arguments, folder=self.home)
         check()
-        if not (name == "prepare" and (self.home / "packed").exists()):  # which is whole, and never replaced
+        if not (name == "prepare" and (self.home / "packed").exists()):  # a complete result is never replaced
             run(name, *arguments, folder=self.home)
             check()
         if left := leftovers(self.home):
@@ -242,7 +242,7 @@ class Kills:
             expected = load_verified(whole)
             for part in ("method", "optimizers"):
                 if not same(found[part], expected[part]):
-                    raise RuntimeError(f"{last} is not bit for bit that of a training that was not killed, in {part}")
+                    raise RuntimeError(f"{last} is not bit for bit that of a run that was not killed, in {part}")
 
         return self.kill("train", arguments, check, lambda: self.remove("killed"))
 
@@ -325,7 +325,7 @@ def kills(seed: int, share: float) -> int:
 
 
 def cost(megabytes: int, repeats: int) -> int:
-    """Print how long a checkpoint takes to write and to read, beside torch's own functions, alternating."""
+    """Print the time to write and to read a checkpoint, alternating with torch's own functions."""
     generator = torch.Generator().manual_seed(0)
     state = {f"layer{i}.weight": torch.randn(megabytes * 2500, generator=generator) for i in range(100)}
     times: dict[str, list[float]] = {"torch.save": [], "checkpoint.save": [], "torch.load": [], "checkpoint.load": []}
@@ -357,7 +357,7 @@ def cost(megabytes: int, repeats: int) -> int:
 
 
 def cost_of_images(repeats: int) -> None:
-    """Print how long packed images take to read in batches of 64, with and without their checksums, alternating."""
+    """Print the time to read packed images in batches of 64, alternating with and without their checksums."""
     for count, size in ((10_000, 32), (1_000, 256)):
         pixels = np.random.default_rng(0).integers(0, 256, (count, 3, size, size), dtype=np.uint8)
         batches = np.array_split(np.random.default_rng(1).permutation(count), -(-count // 64))
@@ -387,11 +387,11 @@ def cost_of_images(repeats: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("damage", "kills", "cost"))
-    parser.add_argument("--flips", type=int, default=500, help="bits to flip, of all families together")
-    parser.add_argument("--pages", type=int, default=100, help="pages to overwrite, of all families together")
-    parser.add_argument("--share", type=float, default=1.0, help="of the 100 kills")
-    parser.add_argument("--megabytes", type=int, default=100, help="size of the checkpoint whose cost is measured")
-    parser.add_argument("--repeats", type=int, default=15, help="rounds in which it is measured")
+    parser.add_argument("--flips", type=int, default=500, help="total number of bits to flip")
+    parser.add_argument("--pages", type=int, default=100, help="total number of pages to overwrite")
+    parser.add_argument("--share", type=float, default=1.0, help="fraction of the 100 kills to run")
+    parser.add_argument("--megabytes", type=int, default=100, help="size of the measured checkpoint")
+    parser.add_argument("--repeats", type=int, default=15, help="number of measurements")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""What would a perfect model get? Measures real images against other real images of one dataset, and prints a Markdown table.
+"""Print the metrics of a perfect model as a Markdown table, measured on real images against other real images of a dataset.
 
     python scripts/perfect_model.py mnist --root datasets
     python scripts/perfect_model.py folder --root cifar10/train --evaluation cifar10_classifier
 
-Sides are random and disjoint, so one is to the other what a perfect model's images would be; there are as many pairs of them
-as images suffice for, ten at most. Beside density and coverage stand their expected values: 1, and equation 8 of Naeem et al.
-2020.
+Both sides are random and disjoint subsets, so one side serves as the images of a perfect model. There are at most ten pairs of
+sides, fewer if there are not enough images. The expected values of density and coverage are shown beside them: 1, and equation
+8 of Naeem et al. 2020.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ MOST_PAIRS = 10
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=["mnist", "folder"])
-    parser.add_argument("--root", default="datasets", help="where the data lies")
-    parser.add_argument("--evaluation", help="option of the group whose extractor is used; default: the data's name")
-    parser.add_argument("--counts", type=int, nargs="+", default=[500, 2000, 5000, 10_000], help="images of each side")
-    parser.add_argument("--seed", type=int, default=0, help="of which images are on which side")
+    parser.add_argument("--root", default="datasets", help="directory of the data")
+    parser.add_argument("--evaluation", help="evaluation option whose extractor is used; default: the data's name")
+    parser.add_argument("--counts", type=int, nargs="+", default=[500, 2000, 5000, 10_000], help="numbers of images per side")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the assignment of images to sides")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     most, device = max(arguments.counts), choose_device(arguments.device)
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def row(pairs: list[tuple[torch.Tensor, torch.Tensor]], device: torch.device) -> str:
-    """One line of the table, of disjoint pairs of features [N, D]: means, and deviations over the pairs."""
+    """Return one line of the table: means and deviations over disjoint pairs of features [N, D]."""
     metric, count = PrecisionRecall(neighbors=NEIGHBORS, density_neighbors=DENSITY_NEIGHBORS), len(pairs[0][0])
     found: dict[str, list[float]] = defaultdict(list)
     for pair in pairs:

@@ -1,6 +1,6 @@
-"""Training loops the way a good tutorial writes them: eager, float32, contiguous, with a DataLoader. benchmark.py times them.
+"""Training loops as in a good tutorial: eager, float32, contiguous, with a DataLoader. benchmark.py times them.
 
-They take genimg's networks and losses, so that a step function for each kind of method serves every network. Those of methods
+They use genimg's networks and losses, so one step function per kind of method works with every network. The steps of methods
 that translate images are in plain_translation.py.
 """
 
@@ -30,18 +30,18 @@ from genimg.types import Batch
 from genimg.utils.images import to_float, to_uint8
 
 Step = Callable[[Any, dict[str, Optimizer], Batch, int], dict[str, float]]
-"""Takes a method, its optimizers, a batch and the step's number; gives the losses, read from the device as tutorials read them
-to print them."""
+"""Function from a method, its optimizers, a batch and the step number to the losses, copied from the device as in tutorials,
+which print them."""
 
 Penalties = list[tuple[int, Callable[[], Tensor]]]
-"""Of one network: each one's interval in steps, and its value."""
+"""Penalties of one network: the interval of each in steps, and a function that computes its value."""
 
 
 def gan_step(method: GAN, optimizers: dict[str, Optimizer], batch: Batch, step: int) -> dict[str, float]:
-    """As in PyTorch's DCGAN tutorial, with one batch of fakes for both updates.
+    """Take a step as in PyTorch's DCGAN tutorial, with one batch of fakes for both updates.
 
-    Where the model draws fresh latents, or the generator's update is rarer or larger than the discriminator's, each has fakes
-    of its own, as in tutorials of WGAN-GP and SNGAN. A lazy penalty is an update of its own, as in ports of StyleGAN2.
+    If the model draws fresh latents, or the generator's update is rarer or larger than the discriminator's, each update has its
+    own fakes, as in tutorials of WGAN-GP and SNGAN. A lazy penalty has its own update, as in ports of StyleGAN2.
     """
     real = batch["image"]
     if method.discriminator_augment is not None:
@@ -100,7 +100,7 @@ def _update_generator(method: GAN, optimizer: Optimizer, real: Tensor, latent: T
 
 
 def _descend(network: nn.Module, optimizer: Optimizer, loss: Tensor, penalties: Penalties, step: int) -> Tensor:
-    """An update of the loss with its eager penalties, then one of each lazy penalty that is due, times its interval."""
+    """Update on the loss plus the penalties of interval 1, and then on each lazy penalty that is due, times its interval."""
     loss = sum((penalty() for interval, penalty in penalties if interval == 1), start=loss)
     loss.backward()
     optimizer.step()
@@ -125,7 +125,7 @@ def _perturb(method: GAN, latent: Tensor, std: float) -> tuple[Tensor, Tensor]:
 
 
 def _generate(method: GAN, real: Tensor, *, batches: int) -> tuple[Tensor, Tensor]:
-    """Latents, and their images."""
+    """Return latents and their images."""
     latent = method.latent.random(batches * len(real), real.device)
     return latent, method.generator(latent, _nothing(latent))
 
@@ -136,12 +136,12 @@ def _discriminate(method: GAN, images: Tensor) -> Tensor:
 
 
 def _nothing(batch: Tensor) -> Tensor:
-    """What stands in for the condition of an unconditional network."""
+    """Return the placeholder for the condition of an unconditional network."""
     return batch.new_empty(len(batch), 0)
 
 
 def vae_step(method: VAE, optimizers: dict[str, Optimizer], batch: Batch, _: int) -> dict[str, float]:
-    """As in PyTorch's VAE example."""
+    """Take a step as in PyTorch's VAE example."""
     image = batch["image"]
     optimizers["autoencoder"].zero_grad()
     mean, log_variance = method.encoder(image, _nothing(image)).unbind(1)
@@ -160,22 +160,22 @@ STEPS: dict[str, Callable[[], Step]] = {
     "cyclegan": CycleGANStep,
     "pix2pix": lambda: pix2pix_step,
 }
-"""Make the step of each kind of method, with a training's state if it has one."""
+"""Factories of the step for each kind of method. A step may hold state, such as an image pool."""
 
 
 class Pictures(Dataset[Batch]):
     """Images in memory, uint8 [N, H, W, C], transformed one by one to float32 [C, H, W] in [-1, 1].
 
-    For a method that translates, they are what its task makes of the source, once; an image of domain ``b`` is any at random.
+    For a method that translates, they are the results of its task, computed once; images of domain ``b`` are drawn at random.
 
     Args:
-        source: the images.
-        method: that they are for.
+        source: Dataset of the images.
+        method: Method that is trained on them.
     """
 
     def __init__(self, source: ImageDataset, method: Method) -> None:
         made = [_made(source, index, method) for index in range(len(source))]
-        assert set(made[0]) == set(method.batch_keys), "the steps know of no conditions"
+        assert set(made[0]) == set(method.batch_keys), "the steps do not support conditions"
         self.pixels = {key: np.ascontiguousarray(np.stack([each[key] for each in made])) for key in made[0]}
         half = {key: [0.5] * pixels.shape[-1] for key, pixels in self.pixels.items()}
         self.transforms = {key: Compose([ToTensor(), Normalize(half[key], half[key])]) for key in self.pixels}
@@ -191,7 +191,7 @@ class Pictures(Dataset[Batch]):
 
 
 def _made(source: ImageDataset, index: int, method: Method) -> dict[str, NDArray[np.uint8]]:
-    """What a batch of one image has, [H, W, C]."""
+    """Return the entries [H, W, C] of a batch with one image."""
     image = source.read(index)
     made = {"image": image}
     if isinstance(method, Translation):
@@ -201,15 +201,15 @@ def _made(source: ImageDataset, index: int, method: Method) -> dict[str, NDArray
 
 
 class PlainLoop:
-    """A loop over the images for ever, with two worker processes.
+    """An endless loop over the images, with two worker processes.
 
     Args:
-        step: of the method's kind.
-        method: whose networks and loss it trains; on the device.
-        optimizers: one for each of the method's parameter groups.
-        pictures: to train on.
-        batch_size: images a step.
-        device: where it trains.
+        step: Step of the method's kind.
+        method: Method with the networks and the loss, on the device.
+        optimizers: Optimizers, one for each of the method's parameter groups.
+        pictures: Training images.
+        batch_size: Images per step.
+        device: Device of the training.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The plain steps of methods that make images from images, as their authors' public code takes them: see plain_loops.py."""
+"""The plain steps of methods that translate images, as in their authors' public code; see plain_loops.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from genimg.types import Batch
 
 
 def pix2pix_step(method: Pix2Pix, optimizers: dict[str, Optimizer], batch: Batch, _: int) -> dict[str, float]:
-    """The discriminator's update, then the translator's, with one translation for both (Isola et al. 2017)."""
+    """Update the discriminator and then the translator, with one translation for both (Isola et al. 2017)."""
     source, target = batch["source"], batch["target"]
     discriminator, patches = method.discriminator, partial(_patches, method.discriminator)
     fake = method.network(source)
@@ -37,7 +37,7 @@ def pix2pix_step(method: Pix2Pix, optimizers: dict[str, Optimizer], batch: Batch
 
 
 class CycleGANStep:
-    """Both translators' update, then the discriminators', one forward an image (Zhu et al. 2017)."""
+    """Update of both translators and then of the discriminators, with one forward pass per batch (Zhu et al. 2017)."""
 
     def __init__(self) -> None:
         self.pools: dict[str, Pool] = {}
@@ -74,10 +74,10 @@ class CycleGANStep:
 
 
 class Pool:
-    """A list of generated images, of which every second one that is asked for is an older one.
+    """A list of generated images; on average, every second returned image is an older one.
 
     Args:
-        size: images that are kept.
+        size: Number of stored images.
     """
 
     def __init__(self, size: int) -> None:
@@ -85,7 +85,7 @@ class Pool:
         self.images: list[Tensor] = []
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images [N, C, H, W] in place of as many."""
+        """Return the images [N, C, H, W] to use in place of ``images``."""
         return torch.cat([self._exchange(image) for image in images.split(1)])
 
     def _exchange(self, image: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class Pool:
 
 
 def _patches(discriminator: nn.Module, image: Tensor, condition: Tensor | None = None) -> Tensor:
-    """The logits of a discriminator of one scale."""
+    """Return the logits of a discriminator with one scale."""
     (logits,) = discriminator(image, condition)
     found: Tensor = logits
     return found

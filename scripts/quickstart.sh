@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh clone to a trained GAN: makes a virtual environment, installs genimg and trains a small DCGAN on drawn
-# shapes, with evaluation, in about two minutes on two CPU cores. Arguments pass on to genimg-train.
+# shapes, with evaluation, in about two minutes on two CPU cores. Arguments are passed to genimg-train.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
@@ -10,7 +10,7 @@ chosen=(run_dir="$run_dir")
 for argument in "$@"; do
   case "$argument" in
     run_dir=*) run_dir=${argument#run_dir=} chosen=() ;;
-    # These name their own directories, or train nothing: pass them on as they are.
+    # These set their own directories, or train nothing: pass them on unchanged.
     resume=* | -m | --multirun | --cfg | -c | --help | -h) exec "$VENV/bin/genimg-train" "$@" ;;
   esac
 done

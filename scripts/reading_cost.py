@@ -1,15 +1,15 @@
-"""Count what a reader must open to follow ``genimg-train model=dcgan data=cifar10`` without evaluation.
+"""Count the code that a reader must open to follow ``genimg-train model=dcgan data=cifar10`` without evaluation.
 
-    python scripts/reading_cost.py                              # of this checkout
-    PYTHONPATH=OTHER_CHECKOUT python scripts/reading_cost.py    # of another one, to compare
+    python scripts/reading_cost.py                              # this checkout
+    PYTHONPATH=OTHER_CHECKOUT python scripts/reading_cost.py    # another checkout, to compare
 
-Two training steps run in this process, on the CPU and on a few random images in CIFAR-10's format, while a profiler notes every
+Two training steps run in this process, on the CPU and on a few random images in CIFAR-10's format. A profiler records every
 function of genimg that the main thread calls. Columns of the table:
 
-- step: What the second step calls, from the last optimizer update of the first step to that of the second, and the functions
-  that lead there: those on the stack between the entry point ``genimg.cli.train`` and the loss.
-- run: All that is called from the entry point to the last optimizer update of the second step. Beside the above, these are
-  the composition of the config, the checks, the construction of all objects and the preview before the first step.
+- step: Functions called in the second step, from the last optimizer update of the first step to that of the second, and the
+  functions on the stack between the entry point ``genimg.cli.train`` and the loss.
+- run: All functions called from the entry point to the last optimizer update of the second step. In addition to the above,
+  these compose the config, check it, construct all objects and make the preview before the first step.
 
 Rows of the table:
 
@@ -20,9 +20,9 @@ Rows of the table:
 - lines of these functions: From the first decorator to the last line, with docstrings, comments and blank lines.
 - frames to the loss: Depth of the stack at the first step's first call of the adversarial loss, from ``genimg.cli.train`` to
   the loss function, both included. Once for the frames of genimg, once for all (with Hydra's, PyTorch's and Python's).
-- leaf keys and interpolations: Of the config that ``genimg-train model=dcgan data=cifar10 --cfg job`` prints. A list is as many
-  leaves as it has items; an empty group or list is none. Interpolations are the leaves that contain ``${``.
-- lines of the package: Of all Python files of genimg, as ``wc -l`` counts them; then without blank lines.
+- leaf keys and interpolations: Leaves of the config that ``genimg-train model=dcgan data=cifar10 --cfg job`` prints. Each item
+  of a list is a leaf; an empty group or list is not. Interpolations are the leaves that contain ``${``.
+- lines of the package: Lines of all Python files of genimg, as ``wc -l`` counts them; then without blank lines.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def write_cifar10(root: Path) -> None:
 
 
 class Tracer:
-    """A profiling function that notes the called functions of genimg until the last update of the last step.
+    """A profiling function that records the called functions of genimg until the last update of the last step.
 
     Attributes:
         called: Code objects of the called functions: until the last update of the first step, then for each further step.
@@ -88,10 +88,10 @@ class Tracer:
         self.stack: list[CodeType] = []
         self._entry_point = entry_point.__code__
         self._num_updates = 0
-        self._num_imports = 0  # of modules of genimg, under way
+        self._num_imports = 0  # number of genimg modules that are being imported
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
-        """Note a call; see ``sys.setprofile``."""
+        """Record a call; see ``sys.setprofile``."""
         code = frame.f_code
         if event not in ("call", "return"):
             return
@@ -102,7 +102,7 @@ class Tracer:
                 self._note(code, frame)
         elif event == "return" and code is UPDATE:
             self._num_updates += 1
-            if self._num_updates == NUM_STEPS * UPDATES_PER_STEP:  # nothing after it is noted
+            if self._num_updates == NUM_STEPS * UPDATES_PER_STEP:  # later calls are not recorded
                 sys.setprofile(None)
 
     @property
@@ -112,14 +112,14 @@ class Tracer:
 
     def _note(self, code: CodeType, frame: FrameType) -> None:
         self.called[self._num_updates // UPDATES_PER_STEP].add(code)
-        is_first = self._num_updates == 0  # of these calls the last one, because losses are tried when they are built
+        is_first = self._num_updates == 0  # keep the last of these calls, because losses are tested when they are built
         if is_first and Path(code.co_filename).stem == "adversarial" and code.co_name.endswith("_loss"):
             outwards = list(codes_from(frame))
             self.stack = outwards[: outwards.index(self._entry_point) + 1][::-1]
 
 
 def codes_from(frame: FrameType | None) -> Iterator[CodeType]:
-    """Yield the code objects of a frame and of those around it, outwards."""
+    """Yield the code objects of a frame and of its callers, from the inside out."""
     while frame is not None:
         yield frame.f_code
         frame = frame.f_back
@@ -127,13 +127,13 @@ def codes_from(frame: FrameType | None) -> Iterator[CodeType]:
 
 @cache
 def is_of_genimg(code: CodeType) -> bool:
-    """Return whether the code stands in a file of genimg."""
+    """Return whether the code is in a file of genimg."""
     return PACKAGE in Path(code.co_filename).parents
 
 
 @cache
 def functions_of(path: Path) -> list[tuple[int, int]]:
-    """Return the first and last line of the functions in a file that do not lie in another function."""
+    """Return the first and last line of each function in a file, without functions inside other functions."""
     found = []
 
     def visit(node: ast.AST) -> None:
@@ -192,7 +192,7 @@ def trace() -> Tracer:
 
 
 def leaves_of(node: Any) -> list[Any]:
-    """Return the values of a config that hold no others."""
+    """Return the values of a config that are neither mappings nor lists."""
     if isinstance(node, dict | list):
         return [leaf for child in (node.values() if isinstance(node, dict) else node) for leaf in leaves_of(child)]
     return [node]

@@ -1,10 +1,11 @@
-"""Record eight small trainings bit for bit, or compare them with a record, so that a refactoring shows what it changed.
+"""Record eight small training runs bit for bit, or compare them with a record, to find the effects of a refactoring.
 
     python scripts/reference_runs.py record reference.json      # before
-    python scripts/reference_runs.py compare reference.json     # after; exit code 1 where a number differs
+    python scripts/reference_runs.py compare reference.json     # after; exit code 1 if a number differs
 
-Each run takes 20 steps through the command line, on one thread. The record holds every logged value, a digest of every tensor
-of the checkpoint, and the metrics. It is valid on one machine and one version of PyTorch, and is not kept in the repository.
+Each run has 20 steps, started from the command line, on one thread. The record holds every logged value, a digest of every
+tensor of the checkpoint, and the metrics. It is valid only on one machine with one version of PyTorch, and is not kept in the
+repository.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def two_folders(parent: Path) -> Path:
 
 
 def record_of(name: str, overrides: tuple[str, ...], parent: Path) -> dict[str, Any]:
-    """Train once and return what it logged, the digests of its tensors, and its metrics."""
+    """Train once and return the logged values, the digests of the tensors, and the metrics."""
     run_dir = parent / name
     of_data = list(SMALL)
     if name == "cyclegan":
@@ -102,7 +103,7 @@ def digests(node: Any, path: str) -> list[tuple[str, str]]:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return a line for each kind of number that differs, with the first place where it does."""
+    """Return a line for each kind of number that differs, with the first difference."""
     found = []
     for index, (old, new) in enumerate(zip(before["logged"], now["logged"], strict=False)):
         if old != new:

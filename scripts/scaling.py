@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""How much faster several processes train than one: the same images a process and step, in turns, one thread each.
+"""Measure how much faster several processes train than one, alternately, with the same number of images per process and step.
 
-    python scripts/scaling.py                          1 and 2 processes of the CPU, DCGAN at 64 px
+    python scripts/scaling.py                          1 and 2 processes on the CPU, DCGAN at 64 px
     python scripts/scaling.py --processes 8 --device cuda --model dcgan --size 256
 
-Each round starts both as torchrun does and takes the images a second that the runs themselves report (training alone,
-without starting, pictures and checkpoints).
+Each round starts both as torchrun does. Each process has one thread by default. The rates are the images per second that the
+runs themselves report (training only, without startup, pictures and checkpoints).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from genimg.training.device import choose_device, describe_hardware
 
 
 def rate(processes: int, arguments: argparse.Namespace, folder: Path) -> float:
-    """Images a second of a run of so many processes."""
+    """Return the images per second of a run with this number of processes."""
     settings = [
         f"model={arguments.model}", f"data.image_size={arguments.size}", "data.num_images=2000", f"device={arguments.device}",
         f"trainer.batch_size={arguments.batch_size * processes}", f"trainer.duration={arguments.steps} steps",
@@ -38,7 +38,7 @@ def rate(processes: int, arguments: argparse.Namespace, folder: Path) -> float:
         sys.exit(run.stdout + run.stderr)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     rates = [record["time/images_per_second"] for record in records if "time/images_per_second" in record]
-    return statistics.median(rates[1:])  # the first holds what is done once
+    return statistics.median(rates[1:])  # the first includes one-time work
 
 
 def main() -> None:
@@ -46,10 +46,10 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--model", default="dcgan")
     parser.add_argument("--size", type=int, default=64, help="pixels")
-    parser.add_argument("--batch-size", type=int, default=64, help="images of each process and step")
+    parser.add_argument("--batch-size", type=int, default=64, help="images per process and step")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--threads", type=int, default=1, help="threads per process")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--override", action="append", default=[], help="key=value for genimg-train; may be repeated")
     arguments = parser.parse_args()

@@ -18,17 +18,17 @@ log = logging.getLogger(__name__)
 
 
 class ModelEvaluator(ABC):
-    """Base class of evaluators. When to evaluate and when to stop is decided by ``training.evaluation_schedule``."""
+    """Base class of evaluators. ``training.evaluation_schedule`` decides when to evaluate and when to stop."""
 
     least_num_images: ClassVar[int] = 1
-    """Minimum number of images of an evaluation, whatever the metrics."""
+    """Minimum number of images per evaluation, regardless of the metrics."""
 
     @abstractmethod
     def check(self, method: Method, source: ImageDataset | None = None) -> None:
-        """Check before a training on ``source`` that it can be evaluated; warn about values of little significance.
+        """Check before training on ``source`` that the model can be evaluated, and warn about unreliable values.
 
         Raises:
-            ConfigError: If the model, a metric or the data do not fit.
+            ConfigError: If this evaluator does not support the model or the data, or cannot compute a metric.
         """
 
     def check_num_images(self, count: int) -> None:  # noqa: B027 - most evaluators accept any number
@@ -76,15 +76,15 @@ class ModelEvaluator(ABC):
 
 
 class HeldOutEvaluator(ModelEvaluator):
-    """Base class of evaluations on held-out images, or on training images, with a warning, if there are none.
+    """Base class of evaluators of held-out images. If there are none, they warn and measure training images.
 
     Args:
-        num_images: Maximum number of images, chosen at random, stratified by class.
+        num_images: Maximum number of images, chosen at random and stratified by class.
         batch_size: Batch size.
-        seed: Seed of the measurements.
+        seed: Seed of the random numbers.
 
     Raises:
-        ValueError: If a number is below 1.
+        ValueError: If ``num_images`` or ``batch_size`` is below 1.
     """
 
     def __init__(self, *, num_images: int, batch_size: int, seed: int) -> None:

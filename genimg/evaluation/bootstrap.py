@@ -23,7 +23,7 @@ def intervals(
     resamples: int,
     seed: int,
 ) -> dict[str, tuple[float, float]]:
-    """Return 95 % bootstrap intervals of the metrics that can be resampled, by full name.
+    """Return 95 % bootstrap intervals by full metric name, for the metrics that can be resampled.
 
     The generated images are resampled with replacement; the real images stay fixed. A resample has fewer distinct images,
     which increases the Fréchet distance. The percentiles are therefore lowered by the bootstrap estimate of this bias, the
@@ -32,7 +32,7 @@ def intervals(
     Args:
         metrics: Metrics of the evaluation.
         real, fake: Statistics; ``fake`` has features (and logits) of all images.
-        name: Names of the values; see ``compare``.
+        name: Function that returns the full names of values; see ``compare``.
         values: Values measured on all images.
         resamples: Number of resamples.
         seed: Seed of the resampling.

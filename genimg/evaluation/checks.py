@@ -1,4 +1,4 @@
-"""Checks before an evaluation, and warnings about values of little significance."""
+"""Checks before an evaluation, and warnings about unreliable values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def checked_metrics(metrics: Mapping[str, Metric | None], extractor: Extractor) 
     """Return the metrics that are not null, after checking that the extractor supports each of them.
 
     Raises:
-        ConfigError: If an entry is not a metric, is not supported by the extractor, or none is left.
+        ConfigError: If an entry is not a metric or the extractor does not support it, or if no metric is left.
     """
     if not isinstance(metrics, Mapping):
         raise ConfigError(f"metrics={metrics} must be a mapping of names to metrics")
@@ -35,7 +35,7 @@ def checked_metrics(metrics: Mapping[str, Metric | None], extractor: Extractor) 
             raise _unfit(name, f"needs spatial features, which the extractor {extractor.name} does not have")
         found[name] = metric
     if not found:
-        raise ConfigError("metrics={} is empty: name a metric, or turn evaluation off")
+        raise ConfigError("metrics={} is empty: add a metric, or turn evaluation off")
     return found
 
 
@@ -52,9 +52,9 @@ def check_counts(
 
     Args:
         metrics: Metrics of the evaluation.
-        generated, real: Numbers of images; None if a number is not recorded or not known yet.
-        least: Minimum number of images on each side, whatever the metrics.
-        prefix: Beginning of the metrics' keys in the config.
+        generated, real: Numbers of generated and real images; None if a number is not recorded or not known yet.
+        least: Minimum number of images on each side, regardless of the metrics.
+        prefix: Prefix of the metrics' keys in the config.
 
     Raises:
         ConfigError: If a metric needs more images.
@@ -66,10 +66,10 @@ def check_counts(
         if count < least:
             raise DataError(f"{count} {side} images are too few: a covariance needs {least} or more")
         for name, metric in metrics.items():
-            # Without single features, a metric uses only the moments or classes of the real images.
+            # A metric that needs no features of individual images uses only the moments or classes of the real images.
             if count < metric.least_images and (side == "generated" or metric.needs_features):
                 problem = f"needs {metric.least_images} or more {side} images, not {count}"
-                raise _unfit(name, problem, "give more, change the metric's settings", prefix=prefix)
+                raise _unfit(name, problem, "use more images, change the metric's settings", prefix=prefix)
 
 
 def check_held_out(
@@ -87,26 +87,26 @@ def check_held_out(
         real: The real images, or their statistics.
         held_out: Images that are not used for training, if there are any.
         num_real: Number of real images that are used; None uses all.
-        prefix: Beginning of the metrics' keys in the config.
+        prefix: Prefix of the metrics' keys in the config.
 
     Raises:
-        ConfigError: If such a metric lacks either of them.
+        ConfigError: If such a metric lacks the held-out images or some of the training images.
     """
     for name, metric in metrics.items():
         if not metric.needs_held_out:
             continue
         if held_out is None:
-            raise _unfit(name, "compares with images that training does not see, but there are none",
-                         "hold out a share of the data for validation, name held-out images", prefix=prefix)  # fmt: skip
+            raise _unfit(name, "compares with images that are not used for training, but there are none",
+                         "hold out a share of the data for validation, give held-out images", prefix=prefix)  # fmt: skip
         if isinstance(real, SavedStatistics):
-            raise _unfit(name, "needs the training images themselves, not statistics of them", "give images", prefix=prefix)
+            raise _unfit(name, "needs the training images themselves, not their statistics", "give images", prefix=prefix)
         if num_real is not None and num_real < len(real):
             raise _unfit(name, f"needs all {len(real)} training images, but num_real={num_real}", "set num_real=null",
                          prefix=prefix)  # fmt: skip
 
 
 def small_counts(counts: Mapping[str, int | None], num_features: int) -> tuple[str, ...]:
-    """Return warnings about counts (by side, None if not recorded) that are too small for a reliable Fréchet distance."""
+    """Return warnings about counts that are too small for a reliable Fréchet distance; unrecorded counts are None."""
     found = []
     for side, count in counts.items():
         if count is not None and count <= num_features:
@@ -130,14 +130,14 @@ def check_extractor_names(first: Extractor, additional: Mapping[str, Extractor])
         additional: Further extractors, by name in the config.
 
     Raises:
-        ConfigError: If two have the same name.
+        ConfigError: If two extractors have the same name.
     """
     names = {first.name}
     for name, extractor in additional.items():
         if extractor.name in names:
             raise ConfigError(
-                f"additional.{name}.extractor has the name {extractor.name} of another extractor, so their metrics would have "
-                "the same names: remove one of them",
+                f"additional.{name}.extractor has the same name as another extractor, {extractor.name}, so their metrics would "
+                "have the same names: remove one of them",
                 key=f"additional.{name}.extractor",
             )
         names.add(extractor.name)
@@ -151,12 +151,12 @@ def check_num_features(extractor: Extractor, real: FeatureStats, fake: FeatureSt
         real, fake: Statistics of the real and of the generated images.
 
     Raises:
-        DataError: If they are not.
+        DataError: If the numbers differ.
     """
     if real.num_features != fake.num_features:
         raise DataError(
             f"the real statistics have {real.num_features} features, but the extractor {extractor.name} has "
-            f"{fake.num_features}: they were made with another extractor"
+            f"{fake.num_features}: they were computed with another extractor"
         )
 
 
@@ -167,13 +167,13 @@ def check_first_metric(
 
     Args:
         values: Values by full name.
-        name: Names of the values.
+        name: Function that returns the full names of values.
         metrics: Metrics by name in the config.
         real: Statistics of the real images.
         num_fake: Number of generated images.
 
     Raises:
-        ConfigError: If it has none.
+        ConfigError: If it has no value.
     """
     key, metric = next(iter(metrics.items()))
     if (first := name(metric.short_name, num_fake)) in values:

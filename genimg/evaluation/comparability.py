@@ -13,29 +13,29 @@ _SECTIONS = (
     "versions",
 )  # fmt: skip
 
-_OPTIONAL = ("additional",)  # of evaluations with several extractors
+_OPTIONAL = ("additional",)  # present only in evaluations with several extractors
 
 # (key prefix, whether a difference forbids comparing, reason). The first entry that is a prefix of the key decides.
 _CONSEQUENCES: tuple[tuple[str, bool, str], ...] = (
     ("extractor", True, "distances in different feature spaces have different scales"),
     ("generated.num_images", True, "the Fréchet distance falls as the count grows"),
     ("generated.image_shape", True, "the resolution changes what the extractor sees"),
-    ("generated.augmentation", True, "augmented images are another distribution"),
+    ("generated.augmentation", True, "augmented images follow another distribution"),
     ("generated.mode", True, "batch statistics and dropout change the images"),
-    ("generated", False, "other images, which is what is compared"),
+    ("generated", False, "the images differ, as expected"),
     ("real.source", True, "they are measured against other images"),
     ("real.fingerprint", True, "they are measured against other images"),
-    ("real", True, "the real side is not the same"),
-    ("translation.weights", False, "other images, which is what is compared"),
-    ("translation", True, "other images are translated, or with other settings"),
-    ("likelihood.weights", False, "other images, which is what is compared"),
-    ("likelihood", True, "other images are measured, or with another likelihood or number of samples"),
+    ("real", True, "the real images or their number differ"),
+    ("translation.weights", False, "the images differ, as expected"),
+    ("translation", True, "the translated images or the settings differ"),
+    ("likelihood.weights", False, "the images differ, as expected"),
+    ("likelihood", True, "the measured images, the likelihood or the number of samples differ"),
     ("reconstructions", True, "other images are reconstructed"),
     ("metrics", True, "the metric is computed in another way"),
     ("additional", True, "the metrics of an additional extractor are computed in another way"),
-    ("precision", False, "a change in the last digits"),
-    ("device", False, "a change in the last digits"),
-    ("versions", False, "usually a change in the last digits; decoding and resizing can change with pillow"),
+    ("precision", False, "it changes only the last digits"),
+    ("device", False, "it changes only the last digits"),
+    ("versions", False, "they usually change only the last digits; decoding and resizing can change with pillow"),
 )
 
 
@@ -50,7 +50,7 @@ class Difference:
         key: Dotted key in the provenance.
         first, second: Values of both sides.
         matters: Whether the difference forbids comparing.
-        reason: Why it does or does not.
+        reason: Reason why it does or does not.
     """
 
     key: str
@@ -77,7 +77,7 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> list[Differenc
             matters, reason = next(
                 (m, why) for prefix, m, why in _CONSEQUENCES if key == prefix or key.startswith(prefix + ".")
             )
-            # Generated images have a seed and a mode, a folder has a fingerprint: a key that one side lacks does not matter.
+            # Generated images have a seed and a mode, a folder has a fingerprint, so a key may exist on one side only.
             matters = matters and not (key in _OF_ONE_KIND and (key not in a or key not in b))
             if not (_has_metric(key, first) and _has_metric(key, second)):
                 matters, reason = False, "measured on one side only"
@@ -86,7 +86,7 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> list[Differenc
 
 
 def _in_order_of(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Return ``second`` as if the first extractor of ``first`` were its first one too, if it measured with this extractor."""
+    """Reorder the extractors of ``second`` to start with the first extractor of ``first``, if ``second`` also has it."""
     places, name, own_name = _places(second), _name(first), _name(second)
     if name == own_name or name not in places:
         return second
@@ -103,7 +103,7 @@ def _in_order_of(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any
 
 
 def _places(provenance: dict[str, Any]) -> dict[str, str]:
-    """Return the keys of the additional extractors by the extractors' names."""
+    """Return the keys of the additional extractors, by extractor name."""
     additional = provenance.get("additional")
     pairs = additional.items() if isinstance(additional, dict) else ()
     return {_name(each): place for place, each in pairs if isinstance(each, dict) and _name(each)}
@@ -116,7 +116,7 @@ def _name(measured: dict[str, Any]) -> str:
 
 
 def _has_metric(key: str, provenance: dict[str, Any]) -> bool:
-    """Return whether the provenance has the metric and the additional extractor that a key describes, if it describes any."""
+    """Return false if a key belongs to a metric or an additional extractor that the provenance does not have."""
     node: Any = provenance
     for section, name in itertools.pairwise(key.split(".")):
         node = node.get(section) if isinstance(node, dict) else None

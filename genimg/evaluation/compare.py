@@ -23,8 +23,8 @@ def compare(
         real: Statistics of the real images.
         fake: Statistics of the generated images.
         metrics: Metrics to compute.
-        name: Names of the values.
-        device: Device for computations on the kept features; None takes the CPU.
+        name: Function that returns the full names of values.
+        device: Device for computations on the kept features; None uses the CPU.
 
     Raises:
         ConfigError: If two metrics have a value of the same name.

@@ -1,4 +1,4 @@
-"""Distances between two sets of features: Fréchet, kernel, and by nearest neighbours."""
+"""Comparisons of two sets of features: Fréchet distance, kernel distance and nearest neighbours."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int, subset_size: in
 
     Args:
         real, fake: Features [N, D] and [M, D], on one device.
-        subsets: Number of random pairs of subsets, drawn as torch-fidelity draws them with the generated images first.
+        subsets: Number of random pairs of subsets, drawn as in torch-fidelity with the generated images as first input.
         subset_size: Number of images in each subset, at most N and M.
 
     Returns:
@@ -98,8 +98,8 @@ def neighbor_rates(
     """Return precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
 
     The manifold of a set is the union of balls around its images, with the distance to the k-th nearest neighbour as radius.
-    Distances are float32 matrix products, as in the public implementations, so those below a thousandth of the features'
-    spread are rounding errors.
+    Distances are computed by float32 matrix products, as in the public implementations, so distances below a thousandth of
+    the features' spread are rounding errors.
 
     Args:
         real, fake: Features [N, D] and [M, D], on one device.
@@ -129,7 +129,7 @@ def neighbor_rates(
 
 
 def expected_coverage(num_real: int, num_fake: int, neighbors: int) -> float:
-    """Return the expected coverage of images of the real distribution: 1 - (N-1)...(N-k) / ((M+N-1)...(M+N-k)).
+    """Return the expected coverage if both distributions are equal: 1 - (N-1)...(N-k) / ((M+N-1)...(M+N-k)).
 
     This is the probability that at least one of M generated images is among the k nearest neighbours of a real image, given N
     real images (Naeem et al. 2020, equation 8). It holds for every continuous distribution.

@@ -62,10 +62,10 @@ class Evaluator(ModelEvaluator):
         batch_size: Batch size of generation and extraction; does not influence the values.
         seed: Seed of the generated images.
         bootstrap: Number of resamples for 95 % intervals; 0 computes none.
-        reconstructions: Number of (if possible held-out) images that an autoencoder reconstructs, for PSNR, SSIM and a Fréchet
-            distance; 0 disables it.
-        cache_dir: Cache directory of real statistics; None is $GENIMG_CACHE or ~/.cache/genimg.
-        lpips: LPIPS distance of reconstructions, with local weights; None disables it.
+        reconstructions: Number of images that an autoencoder reconstructs, for PSNR, SSIM and a Fréchet distance. They are
+            held-out images if there are any. 0 disables it.
+        cache_dir: Cache directory of real statistics; None uses $GENIMG_CACHE or ~/.cache/genimg.
+        lpips: LPIPS with local weights, for reconstructions; None disables it.
         additional: Further extractors with their metrics, by name.
     """
 
@@ -92,7 +92,7 @@ class Evaluator(ModelEvaluator):
             if value is not None and value < smallest:
                 raise ValueError(f"{name}={value} must be {smallest} or more")
         if reconstructions == 1:
-            raise ValueError("reconstructions=1 is too few for a distance: set 2 or more, or 0 for none")
+            raise ValueError("reconstructions=1 is too few for a Fréchet distance: set it to 2 or more, or to 0 to disable it")
         self.main = FeatureMetrics(extractor=extractor, metrics=metrics)
         self.additional = dict(additional)
         check_extractor_names(extractor, {name: each.extractor for name, each in self.additional.items()})
@@ -160,7 +160,7 @@ class Evaluator(ModelEvaluator):
             check_counts(each.metrics, generated=count, prefix=prefix)
 
     def check_reconstructions(self, method: Method, shape: tuple[int, int, int]) -> None:
-        """Check that the reconstructions of images of this shape (C, H, W) can be measured, if they will be.
+        """If reconstructions will be measured, check that this is possible for images of this shape (C, H, W).
 
         Raises:
             ConfigError: If LPIPS is not defined for the shape.
@@ -248,17 +248,17 @@ class Evaluator(ModelEvaluator):
         """Measure a set of images against another set or against its statistics.
 
         Args:
-            real: Images to compare with, or their statistics, which serve a single extractor.
+            real: Images to compare with, or their statistics, which hold the features of a single extractor.
             fake: Images to measure; all of them are used.
             device: Device of the extractors.
             should_stop: Callback checked before every batch.
             save_statistics: File to write the first extractor's statistics of the real images to, for later comparisons.
             held_out: Real images that were not used for training, for metrics that need them.
-            published: Statistics for the first extractor's Fréchet distances only, in place of those of ``real``.
+            published: Statistics that replace those of ``real`` in the first extractor's Fréchet distances only.
 
         Raises:
             EvaluationInterruptedError: If ``should_stop`` returns true.
-            DataError: If a side has fewer than two images, or the statistics are of another extractor.
+            DataError: If a side has fewer than two images, or the statistics were computed with another extractor.
             ConfigError: If a metric cannot be measured on these images.
         """
         measured = self._measured

@@ -24,7 +24,7 @@ class EvaluationInterruptedError(Exception):
 
 @dataclass(frozen=True)
 class Collection:
-    """What to collect of the features of one extractor.
+    """What to collect from the features of one extractor.
 
     Attributes:
         extractor: Feature extractor, on its device.
@@ -58,7 +58,7 @@ def collect(
         images: Set of images.
         indices: Indices of the used images.
         title: Title of the progress bar.
-        collections: What to collect, by extractor.
+        collections: What to collect, one entry per extractor.
         batch_size: Batch size of generation and extraction.
         should_stop: Callback checked before every batch.
 
@@ -93,8 +93,8 @@ def ranges(
 ) -> Iterator[tuple[int, int]]:
     """Yield start and stop of every batch, with a progress bar.
 
-    ``check`` waits for the device. It is called after the first batch, to detect soon that a model generates only NaN, and
-    after the last batch.
+    ``check`` waits for the device. It is called after the first batch, so a model that generates only NaN is detected early,
+    and after the last batch.
 
     Raises:
         EvaluationInterruptedError: If ``should_stop`` returns true.
@@ -119,7 +119,7 @@ def mean_over_ranks(parts: list[Tensor]) -> float:
 
 @contextlib.contextmanager
 def full_float32(*, tf32_convolutions: bool = False) -> Iterator[None]:
-    """Disable TF32 in this context, because a metric must not depend on the precision of the training.
+    """Disable TF32 in this context, because a metric must not depend on the training precision.
 
     Args:
         tf32_convolutions: Whether convolutions may still use TF32, which is PyTorch's default.

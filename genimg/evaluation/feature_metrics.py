@@ -25,7 +25,7 @@ class FeatureMetrics:
         metrics: Metrics by name; entries that are null are removed.
 
     Raises:
-        ConfigError: If the extractor does not support a metric, or there is none.
+        ConfigError: If the extractor does not support a metric, or no metric is left.
     """
 
     def __init__(self, *, extractor: Extractor, metrics: Mapping[str, Metric | None]) -> None:
@@ -51,15 +51,15 @@ class FeatureMetrics:
 
     @property
     def needs_features(self) -> bool:
-        """Whether a metric needs the features of single images."""
+        """Whether a metric needs the features of individual images."""
         return any(metric.needs_features for metric in self.metrics.values())
 
     def collection(self, num_images: int, *, for_bootstrap: bool) -> Collection:
-        """Return what to collect of this many generated images.
+        """Return what to collect from this many generated images.
 
         Args:
             num_images: Number of generated images.
-            for_bootstrap: Whether the images will be resampled, which takes the features and logits of all of them.
+            for_bootstrap: Whether the images will be resampled, which requires the features and logits of all of them.
         """
         everything = np.arange(num_images, dtype=np.int64)
         return Collection(
@@ -71,11 +71,11 @@ class FeatureMetrics:
         )
 
     def computable_with(self, real: FeatureStats) -> list[Metric]:
-        """Return the metrics for which these real statistics suffice (perhaps only moments); warn about the others."""
+        """Return the metrics that these real statistics suffice for, and warn about the others."""
         skipped = {}
         for name, metric in self.metrics.items():
             if metric.needs_features and real.features is None:
-                skipped[name] = "features of single images"
+                skipped[name] = "features of individual images"
             elif metric.needs_spatial and real.spatial is None:
                 skipped[name] = "spatial features"
         for what in dict.fromkeys(skipped.values()):

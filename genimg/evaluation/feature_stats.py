@@ -30,7 +30,7 @@ class FeatureStats:
         positions: Increasing indices of these images, int64 [M].
         logits: Logits of these images, float32 [M, K]; None if not kept.
         predictions: Classes with the highest logit, int64 [N]; None without logits.
-        labels: Classes that the images were generated for or are labelled with, int64 [N]; None without labels.
+        labels: Class labels, or classes that were requested of the generator, int64 [N]; None without labels.
         scores: Inception Score (mean, deviation) by number of splits.
         spatial: Mean and covariance of the spatial features, if a metric needs them.
         training, held_out: Statistics with all features of the training images and of the held-out images, if a metric
@@ -68,7 +68,7 @@ class FeatureStats:
         return self._root
 
     def features_of(self, count: int) -> Tensor:
-        """Return features [count, D] of random images, which do not depend on how many features are kept."""
+        """Return features [count, D] of randomly chosen images; the choice does not depend on how many features are kept."""
         assert self.features is not None
         if count == len(self.features):
             return self.features
@@ -76,9 +76,9 @@ class FeatureStats:
         return self.features[torch.from_numpy(lowest(count, positions))]
 
     def neighbor_distances(self, ks: tuple[int, ...], device: torch.device, count: int | None = None) -> list[Tensor]:
-        """Return the distance of each image to its k-th nearest other one, for each k.
+        """Return the distance of each image to its k-th nearest other image, for each k.
 
-        The images are those of ``features_of(count)``, or all that have features. Results are cached.
+        The images are those of ``features_of(count)``, or all images with features if ``count`` is None. Results are cached.
         """
         assert self.features is not None
         count = len(self.features) if count is None else count
@@ -87,7 +87,7 @@ class FeatureStats:
         return [radii.to(device) for radii in self._radii[count, ks]]
 
     def with_features_of(self, positions: NDArray[np.int64] | None) -> FeatureStats | None:
-        """Return these statistics with features at ``positions`` only (none if None), or None if some are missing."""
+        """Return these statistics with only the features at ``positions`` (None: no features), or None if some are missing."""
         if positions is None:
             return replace(self, features=None, positions=None, _root=self.root)
         if self.features is None or self.positions is None:
@@ -100,11 +100,11 @@ class FeatureStats:
         return replace(self, features=features, positions=torch.from_numpy(positions), _root=self.root, _radii={})
 
     def with_moments_of(self, other: FeatureStats) -> FeatureStats:
-        """Return these statistics with the moments of others."""
+        """Return these statistics with the moments of ``other``."""
         return replace(self, moments=other.moments, spatial=other.spatial or self.spatial, _root=None)
 
     def resampled(self, rows: Tensor) -> FeatureStats:
-        """Return the statistics of a resample, given by image indices with repetition; needs features of all images."""
+        """Return the statistics of a resample: images ``rows``, which may repeat. The features of all images must be kept."""
         assert self.features is not None
         assert len(self.features) == self.num_images
         scores = {}
@@ -148,7 +148,7 @@ class FeatureStats:
 
 
 class Collector:
-    """Accumulator that builds a FeatureStats batch by batch, without a synchronisation with the device before ``result``.
+    """Accumulator that builds a FeatureStats batch by batch, without synchronising with the device before ``result``.
 
     Args:
         num_images: Number of images that all ranks together will add.
@@ -223,5 +223,5 @@ def _joined(parts: list[Tensor]) -> Tensor | None:
 
 
 def kept_positions(count: int, most: int) -> NDArray[np.int64]:
-    """Choose at most ``most`` increasing numbers of ``range(count)``; a smaller choice is a subset of every larger one."""
+    """Choose at most ``most`` numbers from ``range(count)``, sorted; a smaller choice is a subset of every larger one."""
     return fixed_subset(min(count, most), count)

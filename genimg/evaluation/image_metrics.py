@@ -20,7 +20,7 @@ _EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # by scale, finest first:
 
 
 def l1(reference: Tensor, image: Tensor, where: Tensor | None = None) -> Tensor:
-    """Return the mean absolute difference [N] in [0, 1], where 1 is black against white.
+    """Return the mean absolute difference [N] in [0, 1], where 1 is the difference between black and white.
 
     Args:
         reference, image: uint8 images [N, C, H, W].
@@ -86,7 +86,7 @@ def ms_ssim(reference: Tensor, image: Tensor) -> Tensor:
         least = (_WINDOW - 1) * 2 ** (len(_EXPONENTS) - 1) + 1
         raise ValueError(
             f"the multi-scale structural similarity needs images of {least}x{least} pixels or more, not {height}x{width}: "
-            "remove it"
+            "remove this metric"
         )
     x, y = _levels(reference, image)
     product = torch.ones(x.shape[:2], device=x.device)
@@ -163,7 +163,7 @@ def _local_similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # (network, compared layers, minimum side in pixels). The compared layers are indices in torchvision's `features`: all ReLUs of
-# AlexNet, and the last ReLU of VGG-16 before each pooling. At the minimum side the last of them still has one pixel.
+# AlexNet, and the last ReLU of VGG-16 before each pooling. In images of the minimum size, the last of them still has one pixel.
 _BACKBONES = {
     "alex": (alexnet, (1, 4, 7, 9, 11), 31),
     "vgg": (vgg16, (3, 8, 15, 22, 29), 16),
@@ -171,7 +171,7 @@ _BACKBONES = {
 
 
 class LPIPS(nn.Module):
-    """Learned perceptual image patch similarity, version 0.1 (Zhang et al. 2018, equation 1); 0 means equal, lower is nearer.
+    """Learned perceptual image patch similarity, version 0.1 (Zhang et al. 2018, equation 1), from 0 for equal images.
 
     Both files must be given; nothing is downloaded.
 
@@ -201,7 +201,7 @@ class LPIPS(nn.Module):
         }
         for key, (path, what) in paths.items():
             if not Path(path).expanduser().is_file():
-                raise DataError(f"{key}={path} is not a file: put {what} there, or name another place")
+                raise DataError(f"{key}={path} is not a file: put {what} there, or give another path")
         with torch.device("meta"):  # avoids allocating the classifier, most of the network
             features = build().features
         state = _state(backbone_weights, {f"features.{key}": value.shape for key, value in features.state_dict().items()})
@@ -266,7 +266,7 @@ def check_lpips(lpips: LPIPS, shape: tuple[int, int, int]) -> None:
 
 
 def _unit(features: Tensor) -> Tensor:
-    """Divide by the norm over channels, to which the authors' code adds the same constant."""
+    """Divide by the norm over channels, plus the constant of the authors' code."""
     return features / (features.norm(dim=1, keepdim=True) + 1e-10)
 
 

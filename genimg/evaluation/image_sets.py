@@ -44,7 +44,7 @@ class ImageSet(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Return everything that determines the images, as primitives; complete only after ``images`` was called."""
+        """Return everything that determines the images, as primitives; complete only after a call of ``images``."""
 
     def subset(self, count: int) -> NDArray[np.int64]:
         """Choose the indices of ``count`` images at random, stratified by class; the choice is the same in every run.
@@ -219,7 +219,7 @@ class ComputedImages(ImageSet):
 
     Args:
         data: Loader of the dataset.
-        chosen: Indices of the used images.
+        chosen: Indices of the images to use.
         seed: Seed of the random numbers of the dataset's task.
         make: Function from a batch to float images [N, C, H, W] in [-1, 1].
 
@@ -269,7 +269,7 @@ class FiniteCheck:
         """Check the images recorded since the last call.
 
         Raises:
-            NonFiniteImagesError: If one of them holds NaN or infinite values; names the first.
+            NonFiniteImagesError: If an image holds NaN or infinite values; the message names the first one.
         """
         if not self._broken:
             return

@@ -95,7 +95,7 @@ class LikelihoodEvaluator(HeldOutEvaluator):
             method: Model to evaluate.
             data: Images to measure.
             should_stop, num_images, weights: See ModelEvaluator.
-            held_out: Whether they were not used for training; None if unknown.
+            held_out: Whether the images were held out from training; None if unknown.
 
         Raises:
             EvaluationInterruptedError: If ``should_stop`` returns true.

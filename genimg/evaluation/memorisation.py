@@ -21,7 +21,7 @@ class Memorisation(Metric):
 
     The value is 0 on average for fresh images of the training distribution and 1 if all images are copies. The distance of an
     image to its nearest training image is divided by that image's distance to its own nearest neighbour, as in the
-    authenticity of Alaa et al. 2022 (section 4). The bound for copies is a quantile of the same ratio of held-out images, as
+    authenticity of Alaa et al. 2022 (section 4). The bound for copies is a quantile of this ratio over held-out images, as
     in the test of Meehan et al. 2020; see ``memorised_share``. A model whose images are far from all real images has a value
     slightly below 0.
 
@@ -76,7 +76,7 @@ class Closeness:
 
 
 def closeness(features: Tensor, training: Tensor) -> Closeness:
-    """Return the distances of features [N, D] to their nearest training features [T, D], with the scale of these.
+    """Return the distances of features [N, D] to their nearest training features [T, D], with the scales of the latter.
 
     The nearest training image is found by matrix products. Its distance is then computed from the difference, so copies have
     distance 0.
@@ -106,7 +106,7 @@ def memorised_share(generated: Closeness, held_out: Closeness, quantile: float) 
     images, c + (1 - c) h = g, so c = (g - h) / (1 - h).
 
     Returns:
-        1 if all images are copies; for fresh images 0 on average with the deviation ``fresh_deviation``, so possibly negative.
+        1 if all images are copies. For fresh images the mean is 0 and the standard deviation ``fresh_deviation``.
     """
     known = held_out.ratio.double()
     bound = known.sort().values[max(0, round(quantile * len(known)) - 1)]

@@ -1,6 +1,6 @@
 """Metrics for configs, computed from the statistics of real and generated images.
 
-To add a metric, write a class here (or in your own package) and name it in an evaluator's ``metrics``.
+To add a metric, write a class here or in your own package, and add it to an evaluator's ``metrics`` in the config.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class Metric(ABC):
     """Short name of the first value."""
     higher_is_better: ClassVar[bool]
     needs_features: ClassVar[bool] = False
-    """Whether to keep features of all generated images, and of as many real images or 10,000, whichever is more."""
+    """Whether to keep the features of all generated images, and of as many real images, but at least 10,000."""
     needs_spatial: ClassVar[bool] = False
     """Whether moments of the extractor's spatial features are computed."""
     needs_held_out: ClassVar[bool] = False
     """Whether to compute ``real.training`` and ``real.held_out``, with features of all training and held-out images."""
     needs_logits: ClassVar[bool] = False
     can_be_resampled: ClassVar[bool] = False
-    """Whether a bootstrap is valid. It is not for neighbour metrics, because an image drawn twice would be its own neighbour,
-    nor for metrics that count what occurs at least once."""
+    """Whether a bootstrap is valid. It is invalid for neighbour metrics, because an image drawn twice would be its own
+    neighbour, and for metrics that count what occurs at least once."""
     least_value: ClassVar[float] = -math.inf
     """Lower bound of the values."""
     splits: int | None = None
@@ -131,7 +131,7 @@ class KernelDistance(Metric):
 
     Args:
         subsets: Number of random pairs of subsets, over which mean and deviation are computed.
-        subset_size: Number of images in each subset; if there are fewer, all images, without a deviation.
+        subset_size: Number of images in each subset. If there are fewer, all of them are used, and there is no deviation.
     """
 
     short_name = "kd"
@@ -162,7 +162,7 @@ class PrecisionRecall(Metric):
     Precision and density measure how many generated images lie among the real ones; recall and coverage measure how many real
     images lie among the generated ones. Higher is better, up to 1; density can exceed 1.
 
-    All four depend on the numbers of images. As in both papers, both sides have equally many: a random subset of the larger
+    All four depend on the numbers of images. As in both papers, both sides have the same number: a random subset of the larger
     side is used, and the count is part of the name. For equal distributions, density is then 1 in expectation, and coverage is
     ``expected_coverage``: 0.969 for 5 neighbours and many images.
 
@@ -209,7 +209,7 @@ class PrecisionRecall(Metric):
 
 
 class ClassCoverage(Metric):
-    """Class coverage and class divergence of the generated images, by the extractor's predictions.
+    """Class coverage and class divergence of the generated images, from the extractor's predictions.
 
     ``class_coverage`` is the share of classes in the real images that are covered. A class is covered if its share of the
     generated images is at least ``least_share`` times its share of the real images. ``class_kl`` is the KL divergence (nats)
@@ -231,7 +231,7 @@ class ClassCoverage(Metric):
 
     def compute(self, real: FeatureStats, fake: FeatureStats, device: torch.device) -> dict[str, float]:
         if real.predictions is None or fake.predictions is None:
-            return {}  # statistics of other programs have no classes
+            return {}  # statistics from other programs have no classes
         num_classes = int(max(real.predictions.max(), fake.predictions.max())) + 1
         p, q = (
             torch.bincount(side.predictions, minlength=num_classes).double() / len(side.predictions)  # type: ignore[arg-type]
@@ -265,5 +265,5 @@ class ConditionalAccuracy(Metric):
 
 def _kept(side: FeatureStats, device: torch.device) -> Tensor:
     if side.features is None:
-        raise ValueError("these statistics hold no features of single images, which the metric needs")
+        raise ValueError("these statistics hold no features of individual images, which the metric needs")
     return side.features.to(device)

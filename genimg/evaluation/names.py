@@ -22,5 +22,5 @@ def full_name(extractor: Extractor, short_name: str, count: int | None) -> str:
 
 
 def short_count(count: int) -> str:
-    """Return the count as it appears in metric names: 5000 becomes 5k, and 500 stays."""
+    """Return the count as it appears in metric names: 5000 becomes 5k, and 500 stays 500."""
     return f"{count // 1000}k" if count % 1000 == 0 else str(count)

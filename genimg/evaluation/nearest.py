@@ -26,8 +26,8 @@ def nearest_images(
         batch_size: Batch size of extraction.
 
     Returns:
-        Distances [count, neighbors], indices [count, neighbors] of the real images, and images for a grid, each generated one
-        followed by its neighbours, [count * (neighbors + 1), C, H, W] in [-1, 1].
+        Distances [count, neighbors], indices [count, neighbors] of the real images, and images for a grid, each generated
+        image followed by its neighbours, [count * (neighbors + 1), C, H, W] in [-1, 1].
     """
     count, neighbors = min(count, len(fake)), min(neighbors, len(real))
     parts = [np.arange(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]

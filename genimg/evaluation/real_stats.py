@@ -17,7 +17,7 @@ from genimg.evaluation.stats_cache import SavedStatistics, cache_path, read_cach
 from genimg.utils.distributed import on_every_rank, rank
 
 # Number of real images whose features are kept for kernel distances and neighbours, unless more images are generated. This is
-# enough for both, and takes 80 MB with Inception.
+# enough for both, and needs 80 MB with Inception.
 _KEPT_REAL = 10_000
 
 
@@ -94,7 +94,7 @@ class RealStatistics:
             held_out: Real images that were not used for training, if there are any.
             measured, num_fake, device, should_stop: See ``of``.
         """
-        # First with all features: the features needed below are then a subset of the cached ones.
+        # Compute the statistics with all features first, so the features needed below are a subset of the cached ones.
         whole: list[FeatureStats | None] = [None, None]
         if measured.needs_held_out:
             sides = [side for side in (real, held_out) if isinstance(side, ImageSet)]

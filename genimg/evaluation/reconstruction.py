@@ -31,7 +31,7 @@ class ReconstructionEvaluator:
     """Measures the PSNR, the SSIM and the Fréchet distances of reconstructions.
 
     Args:
-        extractors: Feature extractors, for one Fréchet distance each.
+        extractors: Feature extractors. Each gives one Fréchet distance.
         num_images: Maximum number of images.
         batch_size: Batch size.
         lpips: LPIPS distance; None omits it.

@@ -25,7 +25,7 @@ from genimg.utils.verified_torch import load_verified
 
 log = logging.getLogger(__name__)
 
-_MAX_FEATURES = 2**14  # per image: a covariance of more could exhaust the memory, even from a small file
+_MAX_FEATURES = 2**14  # per image; with more, the covariance of even a small file could exhaust the memory
 _ROUNDING = 1e-3  # relative to the largest covariance, for single-precision files
 
 _FORMAT = 4  # 4: with spatial features; 3: real images chosen at random
@@ -54,10 +54,10 @@ class SavedStatistics:
 
     @classmethod
     def read(cls, path: Path) -> SavedStatistics:
-        """Read a file from ``write``, or a .npz of another program (pytorch-fid, ADM): ``mu`` and ``sigma``, or features.
+        """Read a file from ``write``, or an .npz file from pytorch-fid or ADM with ``mu`` and ``sigma``, or with features.
 
         Raises:
-            DataError: If the file does not exist or has another content.
+            DataError: If the file does not exist or has other contents.
         """
         if not path.is_file():
             raise DataError(f"the statistics {path} do not exist")
@@ -90,7 +90,7 @@ class SavedStatistics:
 def cache_path(
     folder: Path, fingerprint: str, count: int, extractor: Extractor, device: torch.device, *, selected: str | None = None
 ) -> Path:
-    """Return the cache file for these images, named by a digest of everything that determines their features.
+    """Return the path of the cache file. Its name is a digest of everything that determines the features.
 
     Args:
         folder: Cache directory.
@@ -106,7 +106,7 @@ def cache_path(
         selected,
         extractor.describe(),
         device.type,
-        # Versions for arithmetic; for decoding and resizing; and for Inception, CLIP and their preprocessing.
+        # torch for arithmetic, pillow for decoding and resizing, torch-fidelity for Inception, CLIP and their preprocessing.
         *(versions()[package] for package in ("torch", "pillow", "torch-fidelity")),
     ]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
@@ -140,9 +140,9 @@ def _read_own(path: Path) -> SavedStatistics:
         if state["format"] != _FORMAT:
             raise ValueError(f"format {state['format']}, not {_FORMAT}: make it again with save_statistics=FILE")
         if not isinstance(state["extractor"], dict | None) or not isinstance(state["images"], dict):
-            raise ValueError("its entry extractor or images has another type")
+            raise ValueError("its entry extractor or images has the wrong type")
         if not isinstance(state["images"].get("num_images"), int | None):
-            raise ValueError("its entry images.num_images has another type")
+            raise ValueError("its entry images.num_images has the wrong type")
         _require_sound(state)
         return SavedStatistics(FeatureStats.from_state_dict(state), state["extractor"], state["images"])
     except (MemoryError, OSError):
@@ -171,7 +171,7 @@ def _require_sound(state: Mapping[str, Any]) -> None:
     if positions is not None:
         _require_tensor(positions, "positions", torch.int64, (None if features is None else len(features),))
         if len(positions) and not (positions[0] >= 0 and positions[-1] < count and bool((positions.diff() > 0).all())):
-            raise ValueError("positions are not increasing, or not of its images")
+            raise ValueError("positions are not increasing, or outside the number of images")
     if predictions is not None:
         _require_tensor(predictions, "predictions", torch.int64, (None,))
         if not bool((predictions >= 0).all()):
@@ -216,7 +216,7 @@ def _require_tensor(value: object, name: str, dtype: torch.dtype, shape: tuple[i
 
 
 def holds_statistics(path: Path) -> bool:
-    """Return whether a .npz of another program holds ``mu`` and ``sigma``, or features, a matrix ``arr_0`` of floats."""
+    """Return whether an .npz from another program holds ``mu`` and ``sigma``, or features as a float matrix ``arr_0``."""
     try:
         with NumpyArchive(path, f"the file {path}") as archive:
             headers = archive.headers
@@ -226,7 +226,7 @@ def holds_statistics(path: Path) -> bool:
 
 
 def holds_images(path: Path) -> bool:
-    """Return whether a .npz with statistics also holds images, like the reference files of ADM."""
+    """Return whether an .npz with statistics also holds images, like the reference files of ADM."""
     with NumpyArchive(path, f"the file {path}") as archive:
         return bool(image_like(archive.headers))
 

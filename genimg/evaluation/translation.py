@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class PairedEvaluator(TranslationEvaluator):
-    """Measure translations against their targets: PSNR, SSIM, L1, MS-SSIM of large enough images, and LPIPS if given.
+    """Measure translations against their targets: PSNR, SSIM, L1, MS-SSIM if images are large enough, and LPIPS if given.
 
     Inpainting is also measured in the holes alone, and super-resolution on the luma without borders; see ``similarities``.
 
@@ -104,8 +104,8 @@ class PairedEvaluator(TranslationEvaluator):
 class UnpairedEvaluator(TranslationEvaluator):
     """Measure unpaired translations by feature distances, cycle consistency and identity.
 
-    The best checkpoint is chosen by ``kd`` or ``fd``, the mean over directions of the distance to the images of the target
-    domain. Cycle and identity errors are mean absolute differences in [0, 1]. They never choose the checkpoint, because a
+    The best checkpoint is chosen by ``kd`` or ``fd``: the distance to the images of the target domain, averaged over
+    directions. Cycle and identity errors are mean absolute differences in [0, 1]. They never choose the checkpoint, because a
     translator that changes nothing has 0 for both.
     """
 
@@ -114,7 +114,7 @@ class UnpairedEvaluator(TranslationEvaluator):
     what = "translations between two domains"
     _warned = False
     _cycles = True
-    """Whether the method checked last translates in both directions."""
+    """Whether the last checked method translates in both directions."""
 
     def check(self, method: Method, source: ImageDataset | None = None) -> None:
         super().check(method, source)

@@ -47,13 +47,13 @@ Observer = Callable[[Batch, dict[str, Tensor]], None]
 
 
 class TranslationEvaluator(HeldOutEvaluator):
-    """Base class of evaluations of translated held-out images, or training images if there are none.
+    """Base class of evaluators of translations of held-out images, or of training images if there are none.
 
     Args:
-        num_images: Maximum number of images, chosen at random, stratified by class.
+        num_images: Maximum number of images, chosen at random and stratified by class.
         batch_size: Batch size; does not influence the values if ``sampled_mode`` is eval.
         seed: Seed of the task's random numbers.
-        extractor: Feature extractor, for Fréchet and kernel distances between translated and held-out images; None for none.
+        extractor: Feature extractor for Fréchet and kernel distances of translated from held-out images; None disables them.
         best_by: Short name of the metric that chooses the best checkpoint, one of ``choices`` (``kd`` and ``fd`` need an
             extractor, ``lpips`` its weights); None keeps only the last checkpoint.
 
@@ -62,7 +62,7 @@ class TranslationEvaluator(HeldOutEvaluator):
     """
 
     choices: tuple[str, ...]
-    """Metrics that may choose the best checkpoint: none for which a translator that changes nothing is optimal."""
+    """Metrics that may choose the best checkpoint. Excluded are metrics that are best if a translator changes nothing."""
 
     key: str
     """Batch key that a model must use to be measured."""
@@ -146,7 +146,7 @@ class TranslationEvaluator(HeldOutEvaluator):
         return self.best_by in ("psnr", "ssim", "ms_ssim")
 
     def batch_size_of(self, method: Translates) -> int:
-        """Return the batch size, 1 in training mode so dropout and batch statistics depend on each image alone."""
+        """Return the batch size, 1 in training mode so dropout and batch statistics of an image do not depend on others."""
         return 1 if method.sampled_mode == "train" else self.batch_size
 
     @property
@@ -189,7 +189,7 @@ class TranslationEvaluator(HeldOutEvaluator):
 
     @abstractmethod
     def _sets(self, method: Translates, data: ImageLoader, count: int) -> dict[str, tuple[ComputedImages, ComputedImages]]:
-        """Return real and translated images by suffix of the metric names."""
+        """Return the real and translated images to compare, by the suffix of the metric names."""
 
     def _distances(
         self,

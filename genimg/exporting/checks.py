@@ -10,11 +10,11 @@ TOLERANCE = 1e-4
 """Largest allowed absolute difference of images in [-1, 1]: 1/78 of an 8-bit level."""
 
 _BATCHES = (1, 3, 8)
-_SEED = 20_000  # away from the first samples, which users look at
+_SEED = 20_000  # differs from the seeds of the first samples, which users look at
 
 
 def trials(part: ExportedNetwork) -> list[tuple[int, int, int]]:
-    """Return the batch sizes, heights and widths to try; the sizes are 0 if the network takes no images."""
+    """Return the batch sizes, heights and widths to try; the sizes are 0 if the network has no input images."""
     if part.sides is None:
         return [(count, 0, 0) for count in _BATCHES]
     multiple, least, usual = part.sides.multiple, part.sides.least, part.sides.usual

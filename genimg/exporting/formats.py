@@ -80,8 +80,8 @@ def traced(part: ExportedNetwork) -> tuple[ExportedProgram, ExportedNetwork]:
     """Trace the network as a program of PyTorch operators, for any batch size and, if supported, any image size.
 
     Returns:
-        The program, and the part with its final size constraints: ``sides.least`` is larger if the program requires it. If the
-        network takes only one size, the sizes of inputs and output are numbers, and ``sides`` is fixed.
+        The program, and the network with its final size constraints: ``sides.least`` is larger if the program requires it. If
+        the network accepts only one size, the sizes of inputs and output are numbers, and ``sides`` is fixed.
 
     Raises:
         ConfigError: If the network cannot be traced.
@@ -96,7 +96,7 @@ def traced(part: ExportedNetwork) -> tuple[ExportedProgram, ExportedNetwork]:
     for number, attempt in enumerate(attempts):
         try:
             program = _traced(attempt)
-            if attempt.sides is not None and not attempt.sides.fixed:  # its guards fail if small images take another branch
+            if attempt.sides is not None and not attempt.sides.fixed:  # its guards fail if the branch differs for small images
                 program.module()(*attempt.draw(1, 0, attempt.sides.least, attempt.sides.least))
             return program, attempt
         except Exception as error:  # the tracer raises exceptions of various types
@@ -121,7 +121,7 @@ def _traced(part: ExportedNetwork) -> ExportedProgram:
                 dims[name] = units if multiple == 1 else multiple * units
     inputs = part.draw(_EXAMPLES, 0, height, width)
     shapes = tuple({axis: dims[side] for axis, side in enumerate(port.shape) if side in dims} for port in part.inputs)
-    # Oblivious, or the tracer would assume that the smallest feature map always has more than one pixel, as in the example.
+    # Without this setting, the tracer would assume that the smallest feature map always has several pixels, as in the example.
     with torch.no_grad(), _quiet(), symbols.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         program = torch.export.export(part.network, inputs, dynamic_shapes=(shapes,), strict=False)
     for module in program.graph_module.modules():
@@ -165,7 +165,7 @@ def write_onnx(program: ExportedProgram, part: ExportedNetwork, record: Record, 
             converted = torch.onnx.export(
                 program, dynamo=True, opset_version=OPSET, input_names=names, output_names=[part.output.name], verbose=False
             )
-    except Exception as error:  # the exporter has an error type for each of its stages
+    except Exception as error:  # each stage of the exporter raises its own error type
         raise ConfigError(f"format=onnx: {_reason(error)}: use format=pt2") from error
     assert converted is not None
     graph = converted.model.graph

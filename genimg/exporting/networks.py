@@ -24,16 +24,16 @@ from genimg.methods.export_spec import ExportSpec, Port
 
 
 def exportable(method: Method, choices: Choices, facts: DataFacts) -> ExportedNetwork:
-    """Return the network of a method that makes images.
+    """Return the network of a method that generates or translates images.
 
     Args:
         method: Method with the weights to export, on the device that computes the references.
-        choices: Choices of the user.
+        choices: Options that the user set.
         facts: Facts about the data that the model was trained on.
 
     Raises:
         CheckpointError: If the method cannot be exported.
-        ConfigError: If what is chosen cannot be exported.
+        ConfigError: If an option is not supported.
     """
     if isinstance(method, Exports):
         spec = method.export_spec(choices.truncation)
@@ -52,7 +52,7 @@ def exportable(method: Method, choices: Choices, facts: DataFacts) -> ExportedNe
 
 
 def _stated(method: Method, spec: ExportSpec) -> ExportedNetwork:
-    """Return the network that a method states."""
+    """Return the network described by a method's ``export_spec``."""
     device = next(method.parameters()).device
 
     def draw(count: int, seed: int, height: int, width: int) -> Inputs:
@@ -81,7 +81,7 @@ def _stated(method: Method, spec: ExportSpec) -> ExportedNetwork:
 
 
 def _sampling(method: Method) -> ExportSpec:
-    """State the sampling of a method with its default options, from its own random inputs."""
+    """Return the export specification for sampling from a method's own random inputs with its default options."""
     assert isinstance(method, Generates)
     drawn = method.draw(range(2), 0)
     options = {name: value for name, value in vars(method.sampling_options()).items() if value is not None}

@@ -23,7 +23,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Choices:
-    """Choices of the user; None for those not made."""
+    """Options of an export; None if the user did not set one."""
 
     truncation: float | None = None
     direction: str | None = None
@@ -114,7 +114,7 @@ class Program(nn.Module):
 
 
 def prepared_for_export(network: Network) -> Network:
-    """Return a copy for export: on the CPU, float32, in evaluation mode, with parametrizations (e.g. spectral norm) folded in.
+    """Return a copy on the CPU, in float32 and evaluation mode, with parametrizations such as spectral norm folded in.
 
     Tensors are in contiguous memory format, because some layers choose the faster of two algorithms by the format of their
     input, and only one of them supports any batch size.
@@ -161,10 +161,10 @@ _ADVICE = {
 
 
 def refuse_choices(method: object, choices: Choices, *welcome: str) -> None:
-    """Check that every choice has an effect on the method.
+    """Check that every option that the user set has an effect on the method.
 
     Raises:
-        ConfigError: For the first choice that has none.
+        ConfigError: For the first option that has none.
     """
     for key, advice in _ADVICE.items():
         value = getattr(choices, key)

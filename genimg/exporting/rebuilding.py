@@ -29,10 +29,10 @@ def recipe(config: Record, facts: DataFacts, num_images: int, choices: Choices) 
     """Return the data that ``rebuilt`` needs in addition to the weights.
 
     Args:
-        config: Config of the training.
+        config: Config of the training run.
         facts: Facts about the training data.
         num_images: Number of images in the training data.
-        choices: Choices of the export.
+        choices: Options of the export.
     """
     return {
         "model": config["model"],
@@ -51,16 +51,16 @@ def rebuilt(path: str | Path, allow: tuple[str, ...] = (), named: Mapping[str, s
 
     Args:
         path: Path of the file.
-        allow: Your own packages that the model's config names.
+        allow: Your own packages that the model's config refers to.
         named: Paths in the model's config that you trust, by parameter; others are not opened.
 
     Raises:
-        CheckpointError: If the file does not exist, is damaged or has other content.
+        CheckpointError: If the file does not exist, is damaged or has other contents.
         ConfigError: If the package safetensors is not installed, or the model's config names objects that are not allowed.
     """
     require_packages("safetensors")
     if not Path(path).is_file():
-        raise CheckpointError(f"{path} does not exist: name a file that genimg-export format=safetensors has written")
+        raise CheckpointError(f"{path} does not exist: give a file written by genimg-export format=safetensors")
     tensors, metadata = _read(path)
     if "config" not in metadata:
         raise CheckpointError(f"{path} was not written by genimg-export: it holds no model config")
@@ -79,7 +79,7 @@ def rebuilt(path: str | Path, allow: tuple[str, ...] = (), named: Mapping[str, s
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(
             f"{path} cannot be rebuilt, because its config is invalid or does not fit its weights ({reason[:_SHOWN]}): export "
-            "it again, with the version of genimg that rebuilds it"
+            "it again with this version of genimg"
         ) from error
     return network.eval()
 
@@ -96,7 +96,7 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except OSError:
         raise
-    except Exception as error:  # its own type, and others for dtypes that PyTorch lacks
+    except Exception as error:  # safetensors raises its own type, and others for dtypes that PyTorch lacks
         if is_memory_full(error):
             raise
         raise CheckpointError(f"{path} is not a complete .safetensors file ({error}): export it again") from error

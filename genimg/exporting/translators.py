@@ -27,7 +27,7 @@ from genimg.methods.capabilities import Translates
 from genimg.methods.export_spec import Port
 from genimg.types import Batch, height_width
 
-_SMALLEST = 8  # pixels: smaller images are not useful, and padding takes other branches for them
+_SMALLEST = 8  # pixels; smaller images are not useful, and padding uses other code for them
 
 
 def exported_translator(method: Translates, choices: Choices, facts: DataFacts) -> ExportedNetwork:
@@ -84,10 +84,10 @@ def exported_translator(method: Translates, choices: Choices, facts: DataFacts) 
 
 
 def _channels(task: Task, source_channels: int) -> int:
-    """Return the channels of the input images: those of the source if the task accepts them, as for colorization.
+    """Return the number of channels of the input images. It is that of the source if the task accepts it, as in colorization.
 
     Raises:
-        ConfigError: If the task accepts no such images.
+        ConfigError: If the task does not accept such images.
     """
     try:
         if blank_source(task, source_channels, _SMALLEST).shape[1] == source_channels:
@@ -112,7 +112,7 @@ def _refuse_dropout(network: nn.Module) -> None:
 
 
 def _with_own_statistics(network: nn.Module) -> nn.Module:
-    """Replace each batch norm by a norm with each image's own statistics, as in training with single images."""
+    """Replace each batch norm by a norm with each image's own statistics, as in training with a batch size of 1."""
     for layer in list(network.modules()):
         for name, child in layer.named_children():
             if isinstance(child, nn.modules.batchnorm._BatchNorm):

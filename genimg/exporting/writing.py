@@ -50,8 +50,8 @@ def describe(
     Args:
         part: Network to export.
         kind: Name of the format.
-        choices: Choices of the user.
-        config: Resolved config of the training.
+        choices: Options that the user set.
+        config: Resolved config of the training run.
         facts: Facts about the data that the model was trained on.
         state: Content of the checkpoint.
         checkpoint: Path of the checkpoint.
@@ -93,13 +93,13 @@ def write_checked(
         kind: Name of the format.
         output: Path of the file.
         device: Device to run the file on.
-        allow: The user's own packages that the checkpoint's config may name.
+        allow: The user's own packages that the checkpoint's config may refer to.
 
     Returns:
         The largest difference from the checkpoint's images, and the network with its final size constraints.
 
     Raises:
-        UserError: If it cannot be exported, or its images differ from the checkpoint's.
+        UserError: If the network cannot be exported, or its images differ from the checkpoint's.
     """
     if kind != "safetensors":
         program, part = traced(part)

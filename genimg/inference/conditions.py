@@ -18,7 +18,7 @@ from genimg.types import Batch
 KEYS = {"label": "label", "text": "caption"}
 """Option of the command line -> key of a batch."""
 
-_SAFE = r"(?!label\d+$)\w[\w-]{0,79}"  # safe as a file name, and not one made from a number
+_SAFE = r"(?!label\d+$)\w[\w-]{0,79}"  # safe as a file name, and different from names made from a number
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def find_conditions(method: Generates | Reconstructs, class_names: Sequence[str]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         key = next(option for option in KEYS if wanted[option] is not None)
-        raise ConfigError(f"{key}={wanted[key]} names {twice} twice, and both would be written to the same place: remove one")
+        raise ConfigError(f"{key}={wanted[key]} contains {twice} twice, and both would go to the same place: remove one")
     return found or [Condition("", {})]
 
 
@@ -77,7 +77,7 @@ def require_one(method: Generates | Reconstructs, conditions: Sequence[Condition
     Args:
         method: The model.
         conditions: Conditions from ``find_conditions``.
-        what: The option that needs a single condition, with its value, for messages.
+        what: The option that needs exactly one condition, with its value, for messages.
 
     Raises:
         ConfigError: If there are several, or none although the model needs one.
@@ -97,7 +97,7 @@ def require_condition(method: Generates | Reconstructs, given: Collection[str], 
         what: The option that needs the images, for messages.
 
     Raises:
-        ConfigError: If a condition is missing; names its option.
+        ConfigError: If a condition is missing; the message names its option.
     """
     for option, key in KEYS.items():
         if key in method.batch_keys and key not in given:

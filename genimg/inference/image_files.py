@@ -1,4 +1,4 @@
-"""Find, check and decode the image files that genimg-translate and genimg-sample read, and arrange some in a grid."""
+"""Find, check and decode the image files that genimg-translate and genimg-sample read, and arrange images in a grid."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class InputImage:
         number: Index among all images.
         size: Height and width in pixels.
         mask: Mask file of the same size, or None.
-        half: ``left`` or ``right`` if only this half of the file is the image, with ``size`` the half's; None otherwise.
+        half: ``left`` or ``right`` if only this half of the file is the image, and ``size`` is that of the half; else None.
     """
 
     file: Path
@@ -83,12 +83,12 @@ def checked_output(
         given: Path from the command line.
         inputs: Option -> path that is read, or None.
         pictures: Images with their masks.
-        grid: Whether to write the grid beside the directory too; see ``grid_of``.
-        overwrite: Whether to replace a directory that the command wrote, with all its content.
+        grid: Whether to write the grid beside the directory, too; see ``grid_of``.
+        overwrite: Whether to replace a directory that the command wrote, with all its contents.
         command: Name of the command that writes.
 
     Raises:
-        ConfigError: If the path is not a directory, has content that must not be replaced, or overlaps with the inputs.
+        ConfigError: If the path is not a directory, has contents that must not be replaced, or overlaps with the inputs.
     """
     output = expanded("output", given).resolve()
     for key, value in inputs.items():
@@ -97,9 +97,9 @@ def checked_output(
             continue
         if output.is_relative_to(source):
             what = f"{key} itself" if output == source else f"inside {key}={value}"
-            raise ConfigError(f"output={given} is {what}: name a directory elsewhere")
+            raise ConfigError(f"output={given} is {what}: choose another directory")
         if source.is_relative_to(output):
-            raise ConfigError(f"{key}={value} lies inside output={given}: name another output")
+            raise ConfigError(f"{key}={value} lies inside output={given}: choose another output")
     if output.is_dir():
         if any(output.iterdir()) and not overwrite:
             raise ConfigError(

@@ -82,7 +82,7 @@ def write_loops(sampler: Sampler, conditions: Sequence[Condition], folder: Path,
         command: Name of the command, stored in the files.
 
     Raises:
-        ConfigError: If a file would be replaced that genimg did not write.
+        ConfigError: If an existing file was not written by genimg.
     """
     places = {condition.name: folder if len(conditions) == 1 else folder / condition.name for condition in conditions}
     for place in places.values():

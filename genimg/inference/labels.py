@@ -14,16 +14,16 @@ _MAX_NAMES = 10  # class names shown in a message
 
 
 def find_label(value: object, num_classes: int, class_names: Sequence[str]) -> int:
-    """Return the label of the class that ``value`` names.
+    """Return the label of the class that ``value`` refers to.
 
-    Names have priority over positions, because classes may be named by numbers: of the folders 1, 2 and 3, label=1 is the
-    first, whose position is 0. A value is resolved in this order:
+    Names have priority over positions, because the names of classes may be numbers. With the folders 1, 2 and 3, label=1 is
+    the first folder, whose position is 0. A value is resolved in this order:
 
     1. the class with exactly this name;
     2. for ``index:N``, the class at position N;
     3. for an integer, the only class whose name is this number or starts with it ("3 - three"); for a word, the only class
        with this name, or with this word after its number, ignoring case;
-    4. for an integer in no name, the class at this position, unless a class name has a number other than its position.
+    4. for an integer that is in no name, the class at this position, unless a class name has a number other than its position.
 
     Args:
         value: Value parsed by Hydra.

@@ -49,7 +49,7 @@ def reconstruct(
     device: torch.device,
     record: Record,
 ) -> None:
-    """Write the reconstruction of every image, under its name, and a grid of some beside their originals.
+    """Write the reconstruction of every image under the image's name, and a grid of some originals and reconstructions.
 
     Args:
         method: Model in evaluation mode, on the device.

@@ -17,7 +17,7 @@ from genimg.types import Batch
 
 @dataclass(frozen=True)
 class Sampler:
-    """A model and the settings to sample it.
+    """A model and the settings for sampling it.
 
     Attributes:
         method: Model in evaluation mode, on the device.
@@ -45,7 +45,7 @@ class Sampler:
         """Apply the options once, before any work.
 
         Raises:
-            ConfigError: If the model does not support an option; names it.
+            ConfigError: If the model does not support an option; the message names it.
         """
         self._with_options(self.draw(range(1)))
 

@@ -1,4 +1,4 @@
-"""Outputs of genimg-sample for single images: files in a directory, or one archive."""
+"""Outputs of genimg-sample for separate images: files in a directory, or one archive."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class PngFolder(Sink):
 
     Args:
         folder: Output directory; it is replaced if genimg-sample wrote it.
-        class_name: Function from label to class name, for a directory of each class; None for one directory.
+        class_name: Function from label to class name, to write one directory per class; None writes one directory.
         record: Metadata stored in the folder.
 
     Raises:
-        ConfigError: If the folder has content that genimg-sample did not write.
+        ConfigError: If the folder has contents that genimg-sample did not write.
     """
 
     def __init__(self, folder: Path, class_name: Callable[[int], str] | None, record: Record) -> None:

@@ -31,7 +31,7 @@ _USUAL_FRAMES, _USUAL_SPEED = 8, 12
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRequest:
-    """The options of genimg-sample that describe images and their output, each with the option's name.
+    """The options of genimg-sample that describe images and their output. Attributes have the names of the options.
 
     Attributes:
         num_images: Number of images of each condition, or of latents with ``interpolate``.
@@ -39,11 +39,11 @@ class SampleRequest:
         batch_size: Number of images in a batch.
         label, text: One class or caption, or a list; None for none.
         sampling: Sampling options of the model, by name.
-        weights: Weights that the user chose; None for the usual ones.
+        weights: Weights that the user chose; None for the default weights.
         near: Path of the image around which to sample; None to sample the prior.
         spread: Spread around ``near``, in standard deviations of the prior; None for the default.
         reconstruct: Path of the image or directory to reconstruct; None to sample.
-        interpolate: ``linear`` or ``spherical`` for a loop through latents; None for single images.
+        interpolate: ``linear`` or ``spherical`` for a loop through latents; None for separate images.
         frames, frames_per_second: Settings of the loop (see ``Loop``); None for the defaults.
         output: Path of a directory or .npz file; None or empty for a directory named after the request.
         class_folders: Whether to write a subdirectory for each class.
@@ -81,7 +81,7 @@ class SampleRequest:
 
     @property
     def loop(self) -> Loop | None:
-        """The loop through latents, or None for single images."""
+        """The loop through latents, or None for separate images."""
         if self.interpolate is None:
             return None
         return Loop(
@@ -132,8 +132,8 @@ class SampleRequest:
         for key in ("frames", "frames_per_second"):
             if (value := getattr(self, key)) is not None:
                 raise ConfigError(
-                    f"{key}={value} has no effect on single images: remove it, or interpolate between them with "
-                    "interpolate=linear or spherical"
+                    f"{key}={value} has no effect without interpolation: remove it, or set interpolate=linear or "
+                    "interpolate=spherical"
                 )
 
     def _refuse_contradictions(self) -> None:
@@ -150,7 +150,7 @@ class SampleRequest:
         for one in ("reconstruct", "interpolate"):
             if getattr(self, one) is not None and (archived or self.class_folders):
                 what = f"output={self.output}" if archived else "class_folders=true"
-                raise ConfigError(f"{what} is for single samples, not for {one}=: remove it")
+                raise ConfigError(f"{what} cannot be combined with {one}=: remove it")
         if archived and self.class_folders:
             raise ConfigError(f"class_folders=true has no effect on output={self.output}, which holds labels: remove it")
 
@@ -170,7 +170,7 @@ def plan(
 
     Args:
         request: Requested images.
-        method: Model in evaluation mode, on the device; its preparations for sampling are made. One that only reconstructs
+        method: Model in evaluation mode, on the device; ``plan`` prepares it for sampling. A model that only reconstructs
             needs a request to reconstruct.
         device: Device of the model.
         facts: Facts about the training images.
@@ -180,7 +180,7 @@ def plan(
         other_options: Names of options that are not the model's, to suggest for a misspelt one.
 
     Returns:
-        A function of the metadata that is stored with the images.
+        A function that takes the metadata to store with the images.
 
     Raises:
         ConfigError: If the model does not support an option.

@@ -13,7 +13,7 @@ from genimg.utils.numbers import require_least
 
 
 def padded(images: Tensor, multiple: int, least: int = 1) -> Tensor:
-    """Pad images on the right and at the bottom, by reflection; replicate the last pixel of a side too short for that.
+    """Pad images on the right and at the bottom by reflection, or by replicating the last pixel if a side is too short.
 
     Args:
         images: Images [N, C, H, W].
@@ -39,7 +39,7 @@ def check_tiles(tile: int | None, overlap: int, *, multiple: int = 1, least: int
         least: Shortest side in pixels that the network supports.
 
     Raises:
-        ConfigError: If ``tile`` or ``overlap`` is invalid; suggests a valid value.
+        ConfigError: If ``tile`` or ``overlap`` is invalid; the message suggests a valid value.
     """
     require_least(0, overlap=overlap)
     if tile is None:
@@ -60,15 +60,15 @@ def in_tiles(
 ) -> Tensor:
     """Apply a function to an image in tiles, blended linearly where they overlap.
 
-    The result equals that on the whole image if no value depends on a pixel further away than three quarters of
-    ``overlap``, because that much of a tile's border is discarded, except at the image's border.
+    The result equals that on the whole image if no value depends on a pixel farther away than three quarters of
+    ``overlap``, because that much of each tile's border is discarded, except at the image's border.
 
     Args:
         function: Function [M, C, h, w] -> [M, D, h, w]; h and w are ``tile``, or the image's sides if shorter.
         image: Image [1, C, H, W], with sides that are multiples of ``multiple``.
         tile: Side of a tile in pixels, a multiple of ``multiple``.
         overlap: Pixels by which a tile extends into each neighbour, less than half of ``tile``. The overlap may be larger,
-            because tiles start at multiples of ``multiple``, where strided layers sample a whole image too.
+            because tiles start at multiples of ``multiple``, so strided layers sample the same pixels as in the whole image.
         multiple: Divisor of the sides of the network's input.
         batch_size: Number of tiles M in a batch.
 
@@ -100,7 +100,7 @@ def _spans(side: int, tile: int, overlap: int, multiple: int) -> list[tuple[slic
     if side <= tile:
         return [(slice(0, side), torch.ones(side))]
     step = tile - 2 * overlap
-    step = (step - step % multiple) or step  # a network that reduces a tile to one or two pixels has no room for alignment
+    step = (step - step % multiple) or step  # a network that reduces a tile to one or two pixels leaves no room for alignment
     starts = [*range(0, side - tile, step), side - tile]
     unused = overlap * 3 // 4
     ramp = ((torch.arange(tile) + 0.5 - unused) / max(2 * (overlap - unused), 1)).clamp(0.0, 1.0)

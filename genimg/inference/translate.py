@@ -29,7 +29,7 @@ class MemoryFullError(UserError):
 
 @dataclass(frozen=True)
 class ImageTranslator:
-    """A model and its settings for translation. Only the network runs on the device; large images stay on the CPU.
+    """A model and its settings for translation. Only the network runs on the device, and large images are kept on the CPU.
 
     Attributes:
         method: Model in its ``sampled_mode``.
@@ -40,7 +40,7 @@ class ImageTranslator:
         batch_size: Number of tiles in a batch.
         seed: Seed of dropout in training mode.
         least: Shortest side in pixels that the network supports.
-        channels: Number of channels of images, before the task makes sources from them.
+        channels: Number of channels of images, before the task derives sources from them.
     """
 
     method: Translates
@@ -133,7 +133,7 @@ def chosen_direction(method: Translates, given: str | None, trained: str = "in o
     Args:
         method: The model.
         given: The requested direction; None for the default.
-        trained: Description of the training, for messages; see ``way_of_training``.
+        trained: Description of how the model was trained, for messages; see ``way_of_training``.
 
     Raises:
         ConfigError: If the model does not have the requested direction.
@@ -161,7 +161,7 @@ def needs_mask(method: Translates, given: object, key: str, how: str) -> bool:
         method: The model.
         given: Masks or their path; None for none.
         key: Name of the option.
-        how: Instructions to give masks, for the message about missing ones.
+        how: Instructions for giving masks, for the message about missing masks.
 
     Raises:
         ConfigError: If masks are needed and not given, or given and not needed.
@@ -190,7 +190,7 @@ def run(method: Translates, source: Tensor, direction: str | None, device: torch
 
 
 def blank_source(task: Task, channels: int, side: int) -> Tensor:
-    """Return the source [1, C, h, w] that a task derives from a grey square image, from which the task's shapes are known.
+    """Return the source [1, C, h, w] that a task derives from a square grey image, to find the shapes of the task's sources.
 
     Args:
         task: The task.
@@ -205,7 +205,9 @@ def blank_source(task: Task, channels: int, side: int) -> Tensor:
 
 
 def image_channels(task: Task, source_channels: int) -> int:
-    """Return the number of image channels that gives the source's; the largest, because a task may discard colours.
+    """Return the largest number of image channels from which the task derives ``source_channels``.
+
+    It is the largest number because a task may discard colours.
 
     Raises:
         CheckpointError: If no number of channels of image files fits.

@@ -46,7 +46,7 @@ def with_fitting_masks(pictures: list[InputImage], method: Translates, given: st
 
 
 def require_whole(pictures: Sequence[InputImage], facts: DataFacts, direction: str) -> None:
-    """Reject files with the aspect ratio of the training files, two images side by side.
+    """Reject files that look like the training files, which hold two images side by side.
 
     Args:
         pictures: The images, with their sizes.
@@ -54,7 +54,7 @@ def require_whole(pictures: Sequence[InputImage], facts: DataFacts, direction: s
         direction: Direction of training; ``b2a`` translates the right images to the left ones.
 
     Raises:
-        ConfigError: If there is such a file; names the first.
+        ConfigError: If there is such a file; the message names the first.
     """
     height, width = height_width(facts.image_size)
     for picture in pictures:
@@ -94,7 +94,7 @@ def translate_files(
     *,
     grid: bool,
 ) -> None:
-    """Write the translations of all images, and a grid of some beside their sources.
+    """Write the translations of all images, and a grid of some sources and translations.
 
     Args:
         translator: Translator of the images.
@@ -143,7 +143,7 @@ def _write_all(
 
 
 def _batches(translator: ImageTranslator, pictures: Sequence[InputImage]) -> Iterator[list[InputImage]]:
-    """Yield batches of images of one size, the largest first, so too little memory is an error at the start.
+    """Yield batches of images of one size, the largest first, so that a lack of memory causes an error at the start.
 
     A batch has one image in training mode, because batch statistics would mix images, and for tiles, because they are large.
     """

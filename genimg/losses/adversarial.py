@@ -25,8 +25,8 @@ class AdversarialLoss:
         discriminator: Loss, (real logits, fake logits) -> scalar.
         generator: Loss, (fake logits) -> scalar, or (real logits, fake logits) -> scalar for a relativistic pair.
         relativistic: Whether the generator's loss compares with real images.
-        unbounded: Whether the discriminator must be constrained by a penalty or a normalisation, as with Wasserstein's loss.
-        boundary: Logit between real and fake, by which ADA detects overfitting; None if only differences matter.
+        unbounded: Whether the discriminator must be constrained by a penalty or a normalisation, as with the Wasserstein loss.
+        boundary: Logit between real and fake, which ADA uses to detect overfitting; None if only differences matter.
     """
 
     needed_in_training_only: ClassVar[bool] = True
@@ -41,7 +41,7 @@ class AdversarialLoss:
         """Reject functions that do not map logits to a scalar, which would otherwise fail in the first training step.
 
         Raises:
-            ValueError: If a function does not; the message names its parameter.
+            ValueError: If a function does not map logits to a scalar; the message names its parameter.
         """
         real, fake = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
         of_generator = (real, fake) if self.relativistic else (fake,)
@@ -80,12 +80,12 @@ def cross_entropy_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -
 
 
 def minimax_generator_loss(fake_logits: Tensor) -> Tensor:
-    """Return E[log(1 - D(G(z)))], whose gradient vanishes when D wins. Goodfellow et al. 2014, equation 1: the exact game."""
+    """Return E[log(1 - D(G(z)))], whose gradient vanishes when D wins. Goodfellow et al. 2014, equation 1, unchanged."""
     return -F.softplus(fake_logits).mean()
 
 
 def nonsaturating_generator_loss(fake_logits: Tensor) -> Tensor:
-    """Return -E[log D(G(z))]: the same fixed point, with a gradient when D wins. Goodfellow et al. 2014, section 3."""
+    """Return -E[log D(G(z))], which has the same fixed point but a gradient when D wins. Goodfellow et al. 2014, section 3."""
     return F.softplus(-fake_logits).mean()
 
 

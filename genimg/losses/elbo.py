@@ -25,7 +25,7 @@ class Inference:
 
     Attributes:
         negative_log_likelihood: -log p(x | z) in nats: [N, K].
-        kl: KL of each layer of latents, by dimension, [N, K, Z] in nats: in closed form if there is one, else log q - log p.
+        kl: KL of each layer of latents, by dimension, in nats: [N, K, Z]. If there is no closed form, it is log q - log p.
         log_ratio: log q(z | x) - log p(z) at the samples, over all layers together, in nats: [N, K].
         num_dimensions: Number D of values of the image: pixels times channels.
     """
@@ -86,7 +86,7 @@ class Bound(nn.Module, ABC):
     def forward(self, inference: Inference) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the scalar to minimise, a mean over images in nats, and its parts, each a mean over images.
 
-        The logged bound always has a KL weight of 1 and no additional terms, so all runs compare.
+        The logged bound always has a KL weight of 1 and no additional terms, so all runs are comparable.
         """
         reconstruction = inference.negative_log_likelihood.mean()
         kl = torch.stack([layer.sum(dim=2).mean() for layer in inference.kl]).sum()
@@ -116,8 +116,8 @@ class ELBO(Bound):
         likelihood: Likelihood p(x | z).
         num_samples: Number of latents per image.
         kl_weight: Weight beta of the beta-VAE (Higgins et al. 2017).
-        warm_up: Images over which the weight grows linearly from 0 (Bowman et al. 2016; Sønderby et al. 2016); 0 for none. It
-            is short for a ``genimg.schedules.Linear`` as the weight.
+        warm_up: Images over which the weight grows linearly from 0 (Bowman et al. 2016; Sønderby et al. 2016); 0 for none. The
+            same effect as a ``genimg.schedules.Linear`` as the weight.
         free_bits: Nats that each latent dimension may cost, averaged over a microbatch, before it is penalised (Kingma et al.
             2016, appendix C.8); 0 for none.
         capacity: Target of a microbatch's KL in nats, whose distance from it is penalised by ``kl_weight`` (Burgess et al.

@@ -19,7 +19,7 @@ BINARISATIONS = ("none", "dynamic", "static")
 
 
 class Likelihood(nn.Module, ABC):
-    """p(x | z) from the decoder's output, for images x in [-1, 1]."""
+    """A likelihood p(x | z) computed from the decoder's output, for images x in [-1, 1]."""
 
     @property
     @abstractmethod
@@ -36,7 +36,7 @@ class Likelihood(nn.Module, ABC):
 
     @property
     def bits_name(self) -> str:
-        """Name of ``bits_per_dimension``; only bits of a probability are called bits per dimension."""
+        """Metric name of ``bits_per_dimension``; only bits of a probability are called bits per dimension."""
         return "bits_per_dim"
 
     @abstractmethod
@@ -55,11 +55,11 @@ class Likelihood(nn.Module, ABC):
 class Bernoulli(Likelihood):
     """Independent Bernoulli pixels.
 
-    Bits per dimension compare only with those of other Bernoulli models of the same targets.
+    Bits per dimension are comparable only with those of other Bernoulli models of the same targets.
 
     Args:
         binarisation: ``none`` reads grey values as probabilities (Kingma & Welling 2014, appendix C.1): a cross-entropy and not
-            a likelihood, but reported by most VAEs of MNIST. ``dynamic`` draws every pixel again whenever it is seen in
+            a likelihood, but reported for most VAEs on MNIST. ``dynamic`` draws every pixel again whenever it is seen in
             training, with the grey value as its probability (Burda et al. 2016, section 5.1). ``static`` draws it once for
             every image (Salakhutdinov & Murray 2008, with different draws). Outside training, ``dynamic`` uses the draws of
             ``static``, so evaluations repeat.
@@ -110,7 +110,7 @@ class _Density(Likelihood):
         return "density_bits_per_dim"
 
     def bits_per_dimension(self, nats: Tensor, num_dimensions: int) -> Tensor:
-        # A density on [-1, 1] is 127.5 times that on the 256 levels, whose spacing is 1 (Theis et al. 2016, section 3.1).
+        # A density on [-1, 1] is 127.5 times the density on 256 levels, whose spacing is 1 (Theis et al. 2016, section 3.1).
         return (nats / num_dimensions + math.log(127.5)) / math.log(2.0)
 
 
@@ -153,7 +153,7 @@ class Gaussian(_Density):
 
 
 class GaussianPerPixel(_Density):
-    """Independent Gaussian pixels, whose means and standard deviations (by a softplus) the decoder gives: O = 2 C.
+    """Independent Gaussian pixels. The decoder outputs their means and, before a softplus, standard deviations: O = 2 C.
 
     Args:
         least_scale: Lower bound of the standard deviations, in units of the [-1, 1] range. Without it, pixels that are always
@@ -194,8 +194,8 @@ class DiscretisedLogisticMixture(Likelihood):
 
     The probability of a level is the logistic's mass between the midpoints to its neighbours. All mass beyond the midpoint next
     to black or white counts for black or white, so a pixel's probabilities sum to one. With three channels, green's mean is
-    linear in red, and blue's in red and green (section 2.2). Any other number of channels is independent given the mixture's
-    component. Images are first rounded to the nearest level.
+    linear in red, and blue's in red and green (section 2.2). With any other number of channels, channels are independent given
+    the mixture's component. Images are first rounded to the nearest level.
 
     Args:
         num_mixtures: Number M of components per pixel; 10 in the paper.

@@ -16,8 +16,8 @@ SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # kernel scales in the code of To
 class MMDLoss(AutoencoderLoss):
     """Reconstruction + lambda MMD(q(z), N(0, I)): Tolstikhin et al. 2018, "Wasserstein auto-encoders", algorithm 2.
 
-    The authors' code weights squared errors by 0.05, on MNIST images in [0, 1]: its lambda of 10 is 800 here. The discrepancy
-    is computed per microbatch; its expectation does not depend on the microbatch's size.
+    The authors' code weights squared errors by 0.05, on MNIST images in [0, 1], so its lambda of 10 corresponds to 800 here.
+    The discrepancy is computed per microbatch; its expectation does not depend on the microbatch's size.
 
     Args:
         likelihood: Likelihood p(x | z).
@@ -69,7 +69,7 @@ def unbiased_mmd(x: Tensor, y: Tensor) -> Tensor:
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
     """Return the kernel of samples [N, Z] and [M, Z]: [N, M]."""
     with torch.autocast(x.device.type, enabled=False):
-        # Without a matmul, which GPUs would round to TF32.
+        # No matmul is used, because GPUs would round it to TF32.
         squares = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
         constants = [2.0 * x.shape[1] * scale for scale in SCALES]
         return torch.stack([constant / (constant + squares) for constant in constants]).sum(dim=0)

@@ -31,8 +31,8 @@ class PathLength(GeneratorPenalty):
     """weight E[(||J^T y|| - a)^2] with J = dG(w)/dw, y ~ N(0, I) and a the moving average of ||J^T y||: equation 4.
 
     As a result, a step in the styles w changes the image by the same amount everywhere. y is divided by the root of the number
-    of pixels (as in the paper's code). The norm of styles [L, W] is the root of their squares' sum over W and mean over L. It
-    is computed in float32.
+    of pixels, as in the paper's code. The norm of J^T y [L, W] is the root of its squares, summed over W and averaged over L.
+    The penalty is computed in float32.
 
     Args:
         weight: Weight of the penalty; 2 in the paper's code.
@@ -80,6 +80,6 @@ class PathLength(GeneratorPenalty):
             with torch.no_grad():
                 mean = sum_over_ranks(lengths.mean()) / world_size()
                 self.average.lerp_(mean.to(self.average.dtype), self.decay)
-            # The average is a constant, as in the paper; in its code, this batch's share of it has a gradient, too.
+            # The average is a constant, as in the paper. In the paper's code, this batch's share of it also has a gradient.
             penalty = (lengths - self.average).square().mean()
         return self.weight * penalty, {"path_length/mean": mean, "path_length/average": self.average.clone()}

@@ -1,7 +1,7 @@
-"""Penalties on the networks of a GAN. Gradients are with respect to images, norms over one image's C x H x W values.
+"""Penalties on the networks of a GAN. Gradients are with respect to images; norms are over the C x H x W values of one image.
 
-A penalty is computed through the discriminator's eager forward, because PyTorch has no second derivatives of compiled ones. It
-runs its own forward in float32 or, with ``reuse_forward``, uses that of the discriminator's update in the training precision.
+A penalty needs the discriminator without compilation, because PyTorch has no second derivatives of compiled networks. It runs
+its own forward pass in float32 or, with ``reuse_forward``, uses that of the discriminator's update in the training precision.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class PenaltyInputs:
         real, fake: Images [N, C, H, W], float32, without a graph.
         logits: Function from images to logits [N] under the batch's conditions, in float32, through the augmentation.
         plain_logits: The same function without the augmentation.
-        perturb: Function from a standard deviation to two sets of images [N, C, H, W] in float32: those of the fakes' latents,
-            and those of these latents plus normal noise of that standard deviation.
-        judged_real, judged_fake: Images [N, C, H, W] that require a gradient, and their logits [N] from the update's own
-            forward; None if no penalty reuses it.
+        perturb: Function from a standard deviation to two sets of generated images [N, C, H, W] in float32: those of the fake
+            images' latents, and those of the same latents plus normal noise of that standard deviation.
+        judged_real, judged_fake: Images [N, C, H, W] that require a gradient, and their logits [N] from the forward pass of the
+            update; None if no penalty reuses it.
     """
 
     real: Tensor
@@ -236,7 +236,7 @@ class GeneratorPenalty(nn.Module, ABC):
         """Reject a generator that the penalty cannot use.
 
         Raises:
-            ValueError: If it cannot; the message names a generator that fits.
+            ValueError: If the penalty cannot use it; the message suggests a suitable generator.
         """
 
     @abstractmethod

@@ -21,7 +21,7 @@ _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, 
 class Perceptual(nn.Module):
     """The mean absolute difference of features, summed over layers: equation 2 with L1, as in later work.
 
-    Nothing is downloaded, and no part of it is stored in a checkpoint.
+    Nothing is downloaded, and the weights are not stored in checkpoints.
 
     Args:
         weights: Path of torchvision's state_dict of VGG-16 (vgg16-397923af.pth).
@@ -89,7 +89,7 @@ def _state(path: str, features: nn.Module) -> dict[str, Tensor]:
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise ValueError(f"weights={path} is not a file: put torchvision's state_dict of vgg16 there, or name another place")
+        raise ValueError(f"weights={path} is not a file: put torchvision's state_dict of vgg16 there, or give another path")
     try:
         saved = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:

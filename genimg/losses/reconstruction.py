@@ -67,5 +67,5 @@ class ReconstructionLoss:
             return distance.mean()
         weight = self.known_weight + (1.0 - self.known_weight) * mask
         total = weight.flatten(1).sum(dim=1) * distance.shape[1]  # [N]
-        # Per image, so the loss is a mean over samples. An image without holes may have a total weight of 0.
+        # Normalised per image, so the loss is a mean over samples. An image without holes may have a total weight of 0.
         return ((weight * distance).flatten(1).sum(dim=1) / total.clamp_min(torch.finfo(total.dtype).tiny)).mean()

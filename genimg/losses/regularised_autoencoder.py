@@ -66,13 +66,13 @@ class RegularisedLoss(AutoencoderLoss):
         latent_weight: Weight beta; only this term keeps the latents from growing without bound.
         regulariser: Regulariser R. ``l2``: the sum of squares of the decoder's weights, without biases and normalisation.
             ``gradient_penalty``: the squared Frobenius norm of dD(z)/dz, the Jacobian of the reconstruction, estimated without
-            bias from one random projection (Hutchinson 1990), in float32; the authors' code takes the gradient of the sum of
-            the reconstruction's squares. ``spectral_norm``: layers whose weights are divided by their largest singular values
+            bias from one random projection (Hutchinson 1990), in float32; the authors' code uses the gradient of the sum of
+            squares of the reconstruction. ``spectral_norm``: layers whose weights are divided by their largest singular values
             (Miyato et al. 2018). ``none``.
         regulariser_weight: Weight lambda of ``l2`` and ``gradient_penalty``; None for the others.
 
     Raises:
-        ValueError: If the regulariser is unknown, or a weight does not fit it.
+        ValueError: If the regulariser is unknown, or a weight is out of range or does not apply to it.
     """
 
     latent_weight = Scheduled()
@@ -111,7 +111,7 @@ class RegularisedLoss(AutoencoderLoss):
     def decode(self, decoder: nn.Module, latent: Tensor, condition: Tensor) -> Tensor:
         if self.regulariser != "gradient_penalty":
             return super().decode(decoder, latent, condition)
-        # Eager, because torch.compile has no second derivatives, and in float32, whatever the training precision.
+        # Not compiled, because torch.compile has no second derivatives, and in float32 for any training precision.
         with torch.autocast(latent.device.type, enabled=False):
             return decoder.forward(latent, condition)
 

@@ -60,8 +60,8 @@ def erase(images: Tensor, top: Tensor, left: Tensor, bottom: Tensor, right: Tens
     """Set to 0 the pixels whose centres lie in a rectangle.
 
     Args:
-        top, left, bottom, right: Edges of the rectangles [N], in pixels from the image's upper left corner. A centre is half a
-            pixel from its pixel's edges; one on the rectangle's edge is kept.
+        top, left, bottom, right: Edges of the rectangles [N], in pixels from the image's upper left corner. The centre of a
+            pixel is half a pixel from its edges. A pixel whose centre is on the rectangle's edge is kept.
     """
     rows = torch.arange(images.shape[2], device=images.device).view(1, -1, 1) + 0.5
     columns = torch.arange(images.shape[3], device=images.device).view(1, 1, -1) + 0.5
@@ -99,14 +99,14 @@ def recolor(images: Tensor, brightness: Tensor, matrix: Tensor) -> Tensor:
     channels = images.shape[1]
     if channels not in (1, 3):
         raise ConfigError(
-            f"groups.color works on images of 3 channels (colour) or 1 (grey), but these have {channels}",
+            f"groups.color needs images with 3 channels (colour) or 1 (grey), but these have {channels}",
             "remove it",
             key="groups.color",
         )
     brightened = images + brightness.view(-1, 1, 1, 1)
     if channels == 1:
         return brightened * (matrix.sum((1, 2)) / 3).view(-1, 1, 1, 1)
-    # Not a matmul: TF32 would round it, and a gradient taken under autocast would compute it in bfloat16.
+    # No matmul is used: TF32 would round it, and a gradient taken under autocast would compute it in bfloat16.
     return (matrix[..., None, None] * brightened.unsqueeze(1)).sum(2)
 
 
@@ -164,7 +164,7 @@ def resample(images: Tensor, matrix: Tensor, shift: Tensor, taps: Tensor) -> Ten
         for side in (height, width)
     )
     x, y = _positions(matrix, shift, rows, columns, height, width)
-    # _upsampling makes one period of the reflected image, whose ends are -1 and 1.
+    # The result of _upsampling is one period of the reflected image, whose ends are -1 and 1.
     phases = [(position / max(2 * side - 2, 1)).remainder(1) for position, side in ((x, width), (y, height))]
     grid = 2 * torch.stack(phases, -1) - 1
     taps = taps.to(images.dtype)

@@ -18,7 +18,7 @@ class Update(Protocol):
     """Updates that a method requests; the training loop handles precision, accumulation, clipping and checks."""
 
     def forward(self, group: str, function: Callable[[Batch], Batch], batch: Microbatches) -> Microbatches:
-        """Add ``function``'s results to every microbatch, with the graph that the next update of ``group`` needs.
+        """Add the results of ``function`` to every microbatch, with the graph that the next update of ``group`` needs.
 
         For example, a GAN generates its fakes once and uses them in both updates. With several microbatches, no graph is kept,
         because it would stay in memory during the updates in between. The next update of ``group`` then recomputes the results,
@@ -29,7 +29,7 @@ class Update(Protocol):
     def through(
         self, group: str, function: Callable[[Batch], Batch], loss: LossFunction, batch: Microbatches
     ) -> tuple[Microbatches, Metrics]:
-        """Take one optimizer step on a loss of ``function``'s results.
+        """Take one optimizer step on a loss computed from the results of ``function``.
 
         Returns:
             The microbatches with these results (without a graph if there are several), and the metrics.
@@ -43,14 +43,14 @@ class Update(Protocol):
 
 @contextlib.contextmanager
 def errors_of(name: str, part: object) -> Iterator[None]:
-    """Report errors of a part in terms of the method's parameters.
+    """Convert errors about a part's parameters to errors about the method's parameters.
 
     Args:
         name: Parameter of the method that holds the part.
         part: Part of the method, whose errors name its own parameters.
 
     Raises:
-        UserError: If the part raises one. Its type is kept, and ``limit=0`` becomes ``NAME.limit=0``.
+        UserError: If the part raises a UserError. Its type is kept, and ``limit=0`` becomes ``NAME.limit=0``.
     """
     try:
         yield
@@ -76,16 +76,16 @@ def require_shape(name: str, output: object, wanted: Tensor, what: str) -> None:
 
 
 def require_latent_dim(name: str, network: nn.Module, dim: int, named: str) -> None:
-    """Check that a network takes latents of the method's dimension.
+    """Check that a network is built for latents of the method's dimension.
 
     Args:
         name: Parameter of the method that holds the network.
-        network: Network to check; one without a ``latent_dim`` passes.
+        network: Network to check; a network without ``latent_dim`` passes.
         dim: Dimension Z of the method's latents.
         named: Parameter that sets Z.
 
     Raises:
-        ConfigError: If the network takes latents of another dimension.
+        ConfigError: If the network is built for latents of another dimension.
     """
     taken = getattr(network, "latent_dim", dim)
     if taken != dim:
@@ -100,10 +100,10 @@ class Method(nn.Module, ABC):
     """
 
     loss_type: ClassVar[type]
-    """Required type of the loss; the build rejects any other."""
+    """Required type of the loss; the builder rejects any other type."""
 
     inference_networks: ClassVar[tuple[str, ...]]
-    """Attributes of the networks that make images, as opposed to those that only training needs. They can be averaged."""
+    """Attributes of the networks that generate images, without networks for training only. Their weights can be averaged."""
 
     inference_interval: int = 1
     """Number of steps per update of these networks, such as a GAN's n_critic."""

@@ -60,13 +60,13 @@ class Generates(Protocol):
 
 @runtime_checkable
 class TakesConditions(Protocol):
-    """May be conditioned on labels or captions. The ``conditioning`` group has an effect on such methods only."""
+    """May be conditioned on labels or captions. The ``conditioning`` group affects only such methods."""
 
     condition_bank_size: ClassVar[int]
-    """Number of captions that ``set_condition_bank`` takes."""
+    """Number of captions in the batch for ``set_condition_bank``."""
 
     num_classes: int
-    """K; 0 for a model that is not conditioned on labels."""
+    """Number of classes K; 0 for a model that is not conditioned on labels."""
 
     def set_condition_bank(self, batch: Batch) -> None:
         """Set the conditions to sample from, once, before training: all labels, or ``condition_bank_size`` captions."""
@@ -75,7 +75,7 @@ class TakesConditions(Protocol):
     def random_labels(self, count: int, seed: int) -> Tensor | None:
         """Return labels, int64 [count], for an evaluation, in random order and with exactly the data's class shares.
 
-        They replace the labels of ``draw``, whose shares vary by chance. None for a model that is not conditioned on labels.
+        They replace the labels of ``draw``, whose shares vary by chance. Models that are not conditioned on labels return None.
         """
         ...
 
@@ -193,24 +193,24 @@ class Translates(Protocol):
 
 @runtime_checkable
 class Exports(Protocol):
-    """States which network ``genimg-export`` writes for other programs.
+    """Specifies the network that ``genimg-export`` writes for other programs.
 
     The method returns data, an ``ExportSpec``: the parts that hold the weights, a function of them and of named inputs, the
     inputs' shapes and ranges, and a reference that computes the same images with the method itself. The package
-    ``genimg.exporting`` does the rest, without knowing any family: it copies the parts to the CPU, traces the function, writes
-    the file, and compares the file's images with the reference.
+    ``genimg.exporting`` does the rest, and contains no code for specific methods: it copies the parts to the CPU, traces the
+    function, writes the file, and compares the file's images with the reference.
 
-    A method needs this only to export another network, or other inputs, than the default. The default for a method that
-    ``Translates`` is its translator with the pre- and postprocessing of its task; for a method that ``Generates``, its
+    A method needs this only to export a network or inputs other than the default. The default for a method that ``Translates``
+    is its translator with the pre- and postprocessing of its task. The default for a method that ``Generates`` is its
     ``sample``, with the drawn random numbers as inputs.
     """
 
     def export_spec(self, truncation: float | None) -> ExportSpec:
-        """Return what is exported.
+        """Return the specification of the exported network.
 
         Args:
-            truncation: Truncation that the user chose; None for none. A network that includes it says so in the result;
-                otherwise the choice is refused.
+            truncation: Truncation that the user chose; None for none. If the network includes it, the result repeats it;
+                otherwise the option is rejected.
         """
         ...
 
@@ -245,10 +245,10 @@ def offers(kind: type, capability: type) -> bool:
 
 
 def require_whole_capabilities(kind: type) -> None:
-    """Reject a class that has only some functions of a capability, which would silently not count.
+    """Reject a class that has only some functions of a capability, because the capability would be silently ignored.
 
     Raises:
-        TypeError: If functions are missing; names them.
+        TypeError: If functions are missing; the message names them.
     """
     for capability in CAPABILITIES:
         missing = _missing(kind, capability)

@@ -31,7 +31,7 @@ class ConditionalMethod(Method):
     num_classes: int
 
     def _read_conditions(self, encoder: ConditionEncoder) -> None:
-        """Set up the conditions that ``encoder`` reads, if any, in batches, in draws and in the checkpoint."""
+        """Set up the conditions that ``encoder`` reads, if any, for batches, draws and the checkpoint."""
         self._fit = encoder.fitted
         self._condition = encoder.of
         self.condition_key = encoder.key
@@ -107,7 +107,7 @@ def shared_encoder(**networks: nn.Module) -> ConditionEncoder:
             )
         if its_own.key != encoder.key:
             raise ValueError(
-                f"{first}.condition and {other}.condition must read the same key of the batch: give both one encoder"
+                f"{first}.condition and {other}.condition must read the same key of the batch: give both the same encoder"
             )
     return encoder
 
@@ -116,7 +116,7 @@ def condition_ports(network: nn.Module) -> tuple[Port, ...]:
     """Return the inputs of an exported network for the labels or captions that its encoder reads, if any.
 
     Raises:
-        CheckpointError: For an encoder that works outside the network.
+        CheckpointError: If the encoder is not part of the network.
     """
     encoder = _encoder_of("network", network)
     if encoder.key is None:

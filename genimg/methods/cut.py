@@ -28,7 +28,7 @@ _GAIN = 0.02  # gain of the perceptrons' initial weights, from the authors' code
 
 
 class CUT(Translation):
-    """One translator from domain a to b, whose encoder must map the same place of source and output to similar features.
+    """One translator from domain a to b, whose encoder must map the same position in source and output to similar features.
 
     Each step generates its fakes once. Both updates use them, the discriminator's first.
 
@@ -41,7 +41,7 @@ class CUT(Translation):
             translations.
         identity_weight: Weight lambda_Y, for the contrast between images of b and their translations; 0 in FastCUT.
         layers: Encoder layers whose features are compared; see ``Translator.encode``.
-        num_patches: Number of places compared in every layer; all if there are fewer.
+        num_patches: Number of positions compared in every layer; all positions if there are fewer.
         projection_dim: Output dimension D of each layer's perceptron.
         temperature: Temperature tau.
         mirror_probability: Probability that an image is mirrored before translation and its features are mirrored back; 0.5 for
@@ -120,7 +120,7 @@ class CUT(Translation):
         return metrics | update("translator", self._translator_loss, batch)
 
     def _sources(self, batch: Batch) -> Tensor:
-        """Return images of a, followed, for the identity, by those of b: in one batch, as in the authors' code."""
+        """Return images of a in one batch with those of b if the identity term needs them, as in the authors' code."""
         return torch.cat([batch["a"], batch["b"]]) if self.identity_weight else batch["a"]
 
     def _translate(self, batch: Batch) -> Batch:
@@ -131,7 +131,7 @@ class CUT(Translation):
         return {"translated": self.network(_mirror(images, mirrored)), "mirrored": mirrored}
 
     def _discriminator_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        # Two forwards, because batch norm must not mix the statistics of real and fake images.
+        # Two forward passes, because batch norm must not mix the statistics of real and fake images.
         on_real = self.discriminator(batch["b"])
         on_fake = self.discriminator(batch["translated"][: len(batch["a"])].detach())
         loss = over_scales(self.loss.discriminator, on_real, on_fake)
@@ -159,7 +159,7 @@ class CUT(Translation):
         features = self.network.encode(batch["translated"], self.layers)
         if "mirrored" in batch:
             features = [_mirror(each, batch["mirrored"]) for each in features]
-        # The same places in all images of a batch, as in the authors' code.
+        # The positions are the same in all images of a batch, as in the authors' code.
         places = [torch.randperm(each[0, 0].numel(), device=each.device)[: self.num_patches] for each in features]
         queries = self.projections(features, places)
         with torch.no_grad():  # the output must follow the source, not vice versa
@@ -183,7 +183,7 @@ class Projections(nn.Module):
     """The perceptrons H, with one hidden layer, between the features of each layer and the loss.
 
     Args:
-        channels: Channels C of each layer.
+        channels: Number of channels C of each layer.
         dim: Output dimension D.
     """
 
@@ -197,7 +197,7 @@ class Projections(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, features: Sequence[Tensor], places: Sequence[Tensor]) -> list[Tensor]:
-        """Project features [N, C, H, W] of each layer at its places [P], counted row by row, to [N, P, D]."""
+        """Project features [N, C, H, W] of each layer at its positions [P], counted row by row, to [N, P, D]."""
         return [
             perceptron(each.flatten(2).index_select(2, at).transpose(1, 2))
             for perceptron, each, at in zip(self.perceptrons, features, places, strict=True)
@@ -205,10 +205,10 @@ class Projections(nn.Module):
 
 
 def _encoder_channels(translator: Translator, layers: Sequence[int]) -> list[int]:
-    """Return the channels of the translator's features at ``layers``.
+    """Return the numbers of channels of the translator's features at ``layers``.
 
     Raises:
-        ValueError: If it has no such layers, or cannot encode its own output.
+        ValueError: If the translator has no such layers, or cannot encode its own output.
     """
     kind = f"{type(translator).__module__}.{type(translator).__name__}"
     if not isinstance(translator, Translator):

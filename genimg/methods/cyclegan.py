@@ -96,7 +96,7 @@ class CycleGAN(Translation):
         self.pool_a = ImagePool(size=pool_size, channels=source_channels, image_size=image_size)
         self.pool_b = ImagePool(size=pool_size, channels=target_channels, image_size=image_size)
         self.sampled_mode = checked_mode(sampled_mode)
-        # Instance norm treats each image alone, so several batches can share one forward.
+        # Instance norm treats each image alone, so several batches can share one forward pass.
         self._apart = {name: mixes_images(network) for name, network in self.named_children()}
 
     def translator(self, direction: str | None) -> nn.Module:
@@ -163,7 +163,7 @@ class CycleGAN(Translation):
 
     @torch.no_grad()
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
-        """Return, one per row, images of each domain, their translations, and these translated back."""
+        """Return images of each domain, their translations and the back-translations, in one row per image."""
         pictures = {}
         for direction, back, key in (("a2b", "b2a", "a"), ("b2a", "a2b", "b")):
             translated = self.translate(batch[key], direction)

@@ -69,7 +69,7 @@ class DiffAugment(Augment):
             raise ValueError(f"policy={policy} is not a list: write policy=[{policy}]")
         if not policy or not set(policy) <= _POLICIES.keys() or len(set(policy)) < len(policy):
             raise ValueError(
-                f"policy=[{','.join(policy)}] must name one or more of {', '.join(_POLICIES)}, each once; for no augmentation "
+                f"policy=[{','.join(policy)}] must list one or more of {', '.join(_POLICIES)}, each once; for no augmentation "
                 "choose none"
             )
         self.policy = tuple(policy)
@@ -128,10 +128,10 @@ class AdaptiveAugment(Augment):
 
     A discriminator that overfits is confident about the real images: r = E[sign(D(real))] tends to 1. Every few updates, the
     probability p of all operations takes a step of fixed size, up if r is above the target and down if it is below. As in the
-    paper and its code, p is clamped at 0 but not at 1, above which it has no further effect. A p that keeps rising in the log
-    shows that augmentation does not help, and must fall below 1 before augmentation weakens again.
+    paper and its code, p is clamped at 0 but not at 1, above which it has no further effect. If p keeps rising in the log,
+    augmentation does not help. Such a p must fall below 1 before augmentation weakens again.
 
-    The sums are over all ranks, so all have the same p, and the checkpoint of one holds the whole state.
+    The sums are over all ranks, so all ranks have the same p, and the checkpoint of any rank holds the whole state.
 
     Args:
         groups: Groups of operations; see ``Pipeline``.
@@ -209,7 +209,7 @@ class FixedAugment(Augment):
             raise ValueError(f"p={shown(p)} must be above 0 and at most 1: for no augmentation, choose none")
         self.pipeline = Pipeline(groups=groups)
         self.probability = p
-        # On the device, because the operations compare random numbers with it there.
+        # p is on the device, because the operations compare random numbers with it there.
         self.register_buffer("p", torch.zeros(()), persistent=False)
         self.begin(0, 0)
 
@@ -228,7 +228,8 @@ class Pipeline(nn.Module):
 
     ``blit``: x-flip (2 outcomes), quarter turns (4 outcomes), translation by whole pixels U(-1/8, 1/8) of each side.
     ``geometric``: scale 2^N(0, 0.2^2), rotation by U(-pi, pi), x scaled against y by 2^N(0, 0.2^2), a second rotation, and
-    translation by N(0, (1/8)^2) of each side. Each rotation has probability 1 - sqrt(1 - p), so p is that of at least one.
+    translation by N(0, (1/8)^2) of each side. Each rotation has probability 1 - sqrt(1 - p), so the probability of at least
+    one rotation is p.
     ``color``: brightness +N(0, 0.2^2), contrast 2^N(0, 0.5^2), luma flip (2 outcomes), hue U(-pi, pi), saturation 2^N(0, 1).
     ``cutout``: a rectangle of half of each side, centred anywhere in the image, set to 0.
 

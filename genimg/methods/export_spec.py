@@ -1,4 +1,4 @@
-"""What a method exports, stated as data; see ``capabilities.Exports``."""
+"""The specification of the network that a method exports; see ``capabilities.Exports``."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def normal_port(name: str, dim: int, meaning: str = NORMAL) -> Port:
 
 
 def integer_port(name: str, what: str, count: int, *sides: int) -> Port:
-    """Return an input of integers [N, *sides] from 0 to ``count`` - 1, each of which stands for a ``what``, such as a class."""
+    """Return an input of integers [N, *sides] from 0 to ``count`` - 1; each is the number of a ``what``, such as a class."""
     meaning = f"{what} numbers from 0 to {count - 1}"
     return Port(name, torch.int64, ("batch", *sides), meaning, partial(torch.randint, count))
 

@@ -45,12 +45,12 @@ _STANDING = 64  # latents per batch for standing statistics
 Penalty = DiscriminatorPenalty | GeneratorPenalty | WeightClipping
 
 _Forward = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Real images with their logits, and generated images with theirs, from the discriminator's update."""
+"""Real and generated images and their logits, from the forward passes of the discriminator's update."""
 
 
 @runtime_checkable
 class StyleBased(Protocol):
-    """A generator with styles to truncate and with noise per pixel, such as StyleGAN2's (Karras et al. 2019, 2020)."""
+    """A generator with styles that can be truncated and per-pixel noise, such as StyleGAN2's (Karras et al. 2019, 2020)."""
 
     def map_latents(self, latent: Tensor, condition: Tensor, truncation: float = 1.0) -> Tensor:
         """Map latents [N, Z] and raw conditions to styles: truncation 0 gives the average style, and 1 truncates nothing."""
@@ -64,8 +64,8 @@ class StyleBased(Protocol):
 class GAN(ConditionalMethod):
     """Alternating updates of a discriminator and a generator.
 
-    Each step generates its fakes once, and both updates use them, as in PyTorch's DCGAN example; the authors' code of most
-    papers draws new latents for the generator's update. Fakes have the conditions of the step's real images.
+    Each step generates its fakes once, and both updates use them, as in PyTorch's DCGAN example. The authors' code of most
+    papers draws new latents for the generator's update. Fakes have the same conditions as the step's real images.
 
     Args:
         generator: Network, (latent [N, Z], condition) -> image [N, C, H, W] in [-1, 1], with an encoder ``condition``; any
@@ -78,15 +78,15 @@ class GAN(ConditionalMethod):
         discriminator_augment: Augmentation applied to discriminator inputs; None for none.
         auxiliary: Weights of the discriminator's classifier; None if it has none.
         generator_interval: Number of steps per generator update (n_critic).
-        generator_batches: Batches of fakes in the generator's update.
+        generator_batches: Number of batches of fakes in the generator's update.
         standing_stats_batches: Number of batches of 64 latents from which batch norm's statistics are recomputed before
             sampling; 0 keeps the averages from training.
-        fresh_latents: Whether the generator's update makes new images from new latents, after the discriminator's update;
-            otherwise both updates share their images.
-        dequantisation: Width of the uniform noise added to real images in [-1, 1]; 0 adds none. SNGAN's code has 1/128, one of
-            the 256 levels.
-        generator_lazy_interval: Interval, in generator updates, for which the generator's Adam is corrected as if there were a
-            lazy penalty, as in StyleGAN2-ADA's code if path length has weight 0; None corrects for existing penalties only.
+        fresh_latents: Whether the generator's update generates new images from new latents, after the discriminator's update;
+            otherwise both updates use the same images.
+        dequantisation: Width of the uniform noise added to real images in [-1, 1]; 0 adds none. SNGAN's code uses 1/128, the
+            width of one of 256 levels.
+        generator_lazy_interval: Number of generator updates. Adam is corrected as if there were a lazy penalty with this
+            interval, as in StyleGAN2-ADA's code if path length has weight 0. None corrects only for existing penalties.
     """
 
     loss_type = AdversarialLoss
@@ -213,7 +213,7 @@ class GAN(ConditionalMethod):
         return {"image": batch["image"] + self.dequantisation * torch.rand_like(batch["image"])}
 
     def _discriminate(self, images: Tensor, condition: Tensor) -> DiscriminatorOutput:
-        # Images that require a gradient need second derivatives, which PyTorch lacks for compiled forwards.
+        # Images that require a gradient need second derivatives, which PyTorch lacks for compiled networks.
         judge = self.discriminator.forward if images.requires_grad and images.is_leaf else self.discriminator
         return as_discriminator_output(judge(self._augmented(images), condition))
 
@@ -229,7 +229,7 @@ class GAN(ConditionalMethod):
         )
         real = real.detach().float().requires_grad_() if "real" in reused else real
         fake = fake.float().requires_grad_() if "fake" in reused else fake
-        # Two forwards, because batch norm must not mix the statistics of real and fake images.
+        # Two forward passes, because batch norm must not mix the statistics of real and fake images.
         on_real, on_fake = self._discriminate(real, condition), self._discriminate(fake, condition)
         real_logits, fake_logits = on_real.logits.float(), on_fake.logits.float()
         if self.discriminator_augment is not None:
@@ -305,7 +305,7 @@ class GAN(ConditionalMethod):
 
         @torch.no_grad()
         def perturb(std: float) -> tuple[Tensor, Tensor]:
-            # Both in one new forward: the step's fakes may be in bfloat16, and its rounding would count as a difference.
+            # Both sets need a new forward pass: the step's fakes may be in bfloat16, and rounding would count as a difference.
             latent = batch["latent"][:count]
             latents = torch.cat([latent, latent + std * torch.randn_like(latent)])
             fake, near = self.generator.forward(latents, torch.cat([condition, condition])).chunk(2)

@@ -14,9 +14,10 @@ from genimg.utils.distributed import all_gather_equal_rows, rank
 class ImagePool(nn.Module):
     """A mix of new and older images: Shrivastava et al. 2017, section 2.3, as in CycleGAN (Zhu et al. 2017, section 4).
 
-    Images enter one by one. Until the pool is full, each is stored and returned. Afterwards, each is returned with probability
-    1/2; otherwise it replaces a random image of the pool, which is returned instead. All state is in buffers on the device, so
-    a checkpoint holds the pool and nothing waits. Every rank stores the images of all ranks, so all pools are equal.
+    Images are added one by one. Until the pool is full, each image is stored and returned. Afterwards, each image is returned
+    with probability 1/2; otherwise it replaces a random image of the pool, which is returned instead. All state is in buffers
+    on the device, so a checkpoint holds the pool and nothing waits. Every rank stores the images of all ranks, so all pools are
+    equal.
 
     Args:
         size: Number of stored images, 50 in the paper; 0 returns images unchanged.

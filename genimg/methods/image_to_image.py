@@ -51,7 +51,7 @@ class Translation(Method):
         assert direction is None or direction in self.directions
         mode = train_mode if self.sampled_mode == "train" else eval_mode
         with mode(self.translator(direction)) as network:
-            if self.sampled_mode == "train":  # each image has its own batch statistics, as in training on single images
+            if self.sampled_mode == "train":  # each image has its own batch statistics, as in training with a batch size of 1
                 return torch.cat([network(image) for image in source.split(1)]).float()
             output: Tensor = network(source)
             return output.float()
@@ -83,7 +83,7 @@ def pictures_of(method: Translates, batch: Batch) -> Tensor:
 
 
 def side_by_side(images: Sequence[Tensor]) -> Tensor:
-    """Stack images [N, C, H, W] of 1, 3 or 4 channels into [N, K, C, H, W] of 1 or 3, with alpha on white."""
+    """Stack images [N, C, H, W] with 1, 3 or 4 channels into [N, K, C, H, W] with 1 or 3, compositing alpha on white."""
     opaque = [on_white(each) for each in images]
     channels = max(each.shape[1] for each in opaque)
     return torch.stack([each.expand(-1, channels, -1, -1) for each in opaque], dim=1)
@@ -118,7 +118,7 @@ def mixes_images(network: nn.Module) -> bool:
 
 
 def together(network: Callable[[Tensor], Tensor], *images: Tensor, apart: bool) -> list[Tensor]:
-    """Apply a network to each of several batches, in one forward unless ``apart``."""
+    """Apply a network to each of several batches, in one forward pass unless ``apart``."""
     if apart:
         return [network(each) for each in images]
     return list(network(torch.cat(images)).split([len(each) for each in images]))

@@ -17,7 +17,7 @@ from genimg.utils.rng import normal_latents
 class Latent(ABC):
     """Independent components of one distribution, computed as a function of standard normal numbers.
 
-    Latents by index are normal latents of the same seed and index, mapped by that function.
+    ``at_indices`` applies this function to normal latents of the same seed and indices.
 
     Attributes:
         dim: Dimension Z.
@@ -41,7 +41,7 @@ class Latent(ABC):
         """
 
     def describe(self) -> str:
-        """Describe the numbers for a user of an exported network."""
+        """Describe the latents for a user of an exported network."""
         return f"numbers of {type(self).__name__}"
 
     def random(self, count: int, device: torch.device) -> Tensor:
@@ -110,7 +110,7 @@ class Truncated(Latent):
 def truncate(normal: Tensor, limit: float) -> Tensor:
     """Map standard normal numbers to the normal distribution truncated to [-limit, limit], keeping their order.
 
-    The map uses the quantile function, so every number is kept; the original resamples those outside.
+    The map uses the quantile function, so no number is discarded; the original method resamples numbers outside the limits.
 
     Raises:
         ConfigError: If the limit is not above 0.
@@ -125,7 +125,7 @@ def _mass(limit: float) -> float:
 
 
 def _squeeze(normal: Tensor, share: float, limit: float) -> Tensor:
-    """Move each number towards 0, so the mass of N(0, 1) between 0 and it becomes ``share`` times as large."""
+    """Move each number towards 0, so the mass of N(0, 1) between 0 and the number becomes ``share`` times as large."""
     # In float32, erf is 1 above 5, and erfinv(1) is infinite.
     wide = torch.erf(normal.double() / math.sqrt(2.0)) * share
     return (torch.erfinv(wide) * math.sqrt(2.0)).clamp(-limit, limit).to(normal.dtype)
@@ -141,7 +141,7 @@ def _require_positive(limit: float) -> None:
 
 def _require_narrower(limit: float, own: float) -> None:
     if limit > own:
-        raise ConfigError(f"truncation={limit:g} has no effect on latents within [-{own:g}, {own:g}]", "choose less, or null")
+        raise ConfigError(f"truncation={limit:g} has no effect on latents within [-{own:g}, {own:g}]", "lower it, or use null")
 
 
 def interpolate(start: Tensor, end: Tensor, weights: Tensor, *, spherical: bool) -> Tensor:

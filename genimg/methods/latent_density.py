@@ -70,7 +70,7 @@ def fit_mixture(latents: Tensor, num_components: int) -> tuple[Mixture, list[flo
 
 def _maximise(latents: Tensor, shares: Tensor, floor: Tensor) -> Mixture:
     """Return the mixture of maximum likelihood, given the responsibilities [N, K] of the components for each latent."""
-    counts = shares.sum(dim=0).clamp_min(10 * torch.finfo(shares.dtype).eps)  # a component may have lost all latents
+    counts = shares.sum(dim=0).clamp_min(10 * torch.finfo(shares.dtype).eps)  # a component may have no latents
     means = shares.T @ latents / counts[:, None]
     factors = []
     for share, count, mean in zip(shares.T, counts, means, strict=True):
@@ -104,7 +104,7 @@ class LatentDensity(nn.Module):
 
     Args:
         latent_dim: Dimension Z.
-        num_components: Number K of Gaussians. 1 fits one mean and covariance; 0 fits nothing and stays N(0, I).
+        num_components: Number K of Gaussians. 1 fits one mean and covariance; 0 fits nothing and keeps N(0, I).
         num_latents: Number of most recent latents kept for fitting.
 
     Raises:
@@ -200,7 +200,7 @@ class LatentDensity(nn.Module):
         return self.weights @ self.means
 
     def _mixture(self) -> Mixture:
-        # In float64, rounded at the end, so a row does not depend on the other rows.
+        # The computation is in float64 and rounded at the end, so a row does not depend on the other rows.
         return Mixture(*(buffer.to("cpu").double() for buffer in (self.weights, self.means, self.factors)))
 
 

@@ -26,8 +26,8 @@ def interpolations(decode: Callable[[Tensor, Tensor], Tensor], latent: Tensor, c
 
     Args:
         decode: Decoder, (latents [M, Z], conditions [M, ...]) -> images [M, C, H, W].
-        latent, condition: Latents [N, Z] and conditions [N, ...] of images. The first and the second form a pair, and so on;
-            the first one's condition applies to the row.
+        latent, condition: Latents [N, Z] and conditions [N, ...] of images. Images 0 and 1 form the first pair, and so on; the
+            condition of a pair's first image applies to the row.
     """
     weights = torch.linspace(0.0, 1.0, _COLUMNS, device=latent.device)
     rows = []

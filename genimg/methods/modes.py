@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class LocalBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm of inputs of any shape, by the statistics of this process alone."""
+    """Batch norm of inputs of any shape, using only the statistics of this process."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
@@ -44,8 +44,8 @@ def train_mode(network: nn.Module) -> Iterator[nn.Module]:
 def take_standing_statistics(network: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> None:
     """Replace batch norm's running statistics by their means over some batches of inputs.
 
-    Standing statistics: Brock et al. 2019, section 3.1. The statistics from training belong to other weights than the current
-    or averaged ones.
+    See standing statistics, Brock et al. 2019, section 3.1. The running statistics from training come from earlier weights, not
+    from the current or averaged weights.
     """
     norms = [layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._NormBase)]
     momenta, kinds = [layer.momentum for layer in norms], [layer.__class__ for layer in norms]

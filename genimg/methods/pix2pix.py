@@ -81,7 +81,7 @@ class Pix2Pix(Translation):
         return metrics | update("translator", self._translator_loss, batch)
 
     def _discriminator_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        # Two forwards, because batch norm must not mix the statistics of real and fake images.
+        # Two forward passes, because batch norm must not mix the statistics of real and fake images.
         on_real = self.discriminator(batch["target"], batch["source"])
         on_fake = self.discriminator(batch["fake"].detach(), batch["source"])
         loss = over_scales(self.loss.discriminator, on_real, on_fake)

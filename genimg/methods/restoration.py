@@ -76,4 +76,4 @@ class _Residual(nn.Module):
             raise ConfigError(
                 f"residual=true adds sources of {source.shape[1]} channels to {output.shape[1]}", "set residual=false"
             )
-        return 2.0 * output + source[:, : output.shape[1]]  # 2, because the tanh output must turn white into black, too
+        return 2.0 * output + source[:, : output.shape[1]]  # factor 2, because the tanh must be able to turn white into black

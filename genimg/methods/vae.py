@@ -43,7 +43,7 @@ class VAE(ConditionalMethod):
             ``condition``; any other module gets the latent alone.
         loss: Bound to train on.
         latent_dim: Dimension Z of the decoder's latents.
-        hierarchy: Layers of latents above these, from the lowest to the highest, whose latents have the prior.
+        hierarchy: Layers of latents above these, from the lowest to the highest. The latents of the highest have the prior.
         perceptual: Distance of the likelihood's mean from the image, added to the bound with its own weight, in nats.
 
     Raises:
@@ -132,7 +132,7 @@ class VAE(ConditionalMethod):
         moments: Tensor = (torch.stack(tuple(given), dim=1) if isinstance(given, tuple | list) else given).float()
         if moments.shape[1:] != (2, self.latent_dims[0]):
             raise ConfigError(
-                f"encoder gives {' x '.join(map(str, moments.shape[1:]))} numbers for an image, but a VAE takes a mean and a "
+                f"encoder returns {' x '.join(map(str, moments.shape[1:]))} numbers for an image, but a VAE needs a mean and a "
                 f"log-variance for each of latent_dim={self.latent_dims[0]} latents",
                 "set the encoder's moments to 2 and its latent_dim to the model's",
                 key="encoder",
@@ -149,8 +149,8 @@ class VAE(ConditionalMethod):
             batch: Batch with images as the likelihood observes them.
             moments: Moments of these images.
             num_samples: Number K of samples per image.
-            noise: Standard normal numbers [N K, sum of all Z], with an image's samples in consecutive rows; None for random
-                ones.
+            noise: Standard normal numbers [N K, sum of all Z], with an image's samples in consecutive rows; None draws random
+                numbers.
 
         Returns:
             The cost of the samples, the lowest latents [N K, Z], and the decoder's output for them [N K, O, H, W].

@@ -23,7 +23,7 @@ class VAEGAN(VAE):
 
     Two terms are added to the bound (algorithm 1). The adversarial loss of both kinds of fakes trains the decoder only. The
     learnt similarity, the mean squared difference of discriminator features between images and reconstructions, also trains the
-    encoder. Unlike in the paper, the pixel likelihood stays, so the logged bound compares with other VAEs.
+    encoder. Unlike in the paper, the pixel likelihood is kept, so the logged bound is comparable with that of other VAEs.
 
     Args:
         discriminator: Network, (image, condition) -> DiscriminatorOutput, with an encoder ``condition``.
@@ -91,7 +91,7 @@ class VAEGAN(VAE):
             mean, log_variance = self._moments(self._observed(batch))
             latent = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
             fakes = (self._decode(latent, condition), self._decode(self._from_prior(len(mean), mean.device), condition))
-        # Separate forwards, because batch norm must not mix the statistics of real and fake images.
+        # Separate forward passes, because batch norm must not mix the statistics of real and fake images.
         real, *made = (self.discriminator(each, condition).logits.float() for each in (batch["image"], *fakes))
         loss = torch.stack([self.adversarial.discriminator(real, each) for each in made]).mean()
         return loss, {

@@ -38,9 +38,9 @@ class VQVAE(ConditionalMethod):
         quantizer: Codebook.
         prior: Prior of the codes, with an encoder ``condition``.
         loss: Distance of the reconstruction from the image; its masks are not used.
-        data_variance: Variance of the data's values in [-1, 1], by which the distance is divided, as in the authors' code
+        data_variance: Variance of the data's values in [-1, 1]. The distance is divided by it, as in the authors' code
             (sonnet's VQ-VAE example). A squared error of 1 is then that of the best constant image, and ``commitment_weight``
-            means the same for all data.
+            has the same meaning for all data.
         commitment_weight: Weight beta of equation 3, for the mean squared distance of the encoder's output from the codes, over
             D and all positions. The paper found no difference between 0.1 and 2.
         autoencoder_until: Images seen after which encoder, decoder and codebook are frozen; None for never.

@@ -94,7 +94,7 @@ class DeterministicAutoencoder(ConditionalMethod):
         moments = moments[:, None] if moments.dim() == 2 else moments
         if moments.shape[1:] != (1, self.density.latent_dim):
             raise ConfigError(
-                f"encoder gives {' x '.join(map(str, moments.shape[1:]))} numbers for an image, but this model takes 1 for "
+                f"encoder returns {' x '.join(map(str, moments.shape[1:]))} numbers for an image, but this model needs 1 for "
                 f"each of latent_dim={self.density.latent_dim} latents",
                 "set the encoder's moments to 1 and its latent_dim to the model's",
                 key="encoder",
@@ -163,7 +163,7 @@ class DeterministicAutoencoder(ConditionalMethod):
 
     @torch.no_grad()
     def perturb(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
-        """Add the drawn latents' distances from the density's mean, times ``spread``, to the image's latent."""
+        """Add the differences of the drawn latents from the density's mean, times ``spread``, to the image's latent."""
         with eval_mode(self):
             conditions = {key: value[:1] for key, value in drawn.items() if key == self.condition_key}
             latent = self._encode(self._observed({"image": image} | conditions))

@@ -17,7 +17,7 @@ from genimg.networks.resnet_gan import generator_blocks
 
 
 class Generator(nn.Module):
-    """Residual blocks, each normalised by the condition and its own part of the latent; appendix B.
+    """Residual blocks, each normalised by the condition and by its part of the latent; appendix B.
 
     Args:
         latent_dim: Number of latent dimensions Z, split equally among the linear layer, which gets the remainder, and all
@@ -29,8 +29,8 @@ class Generator(nn.Module):
         bottom_size: Minimum shorter side of the linear layer's output, in pixels.
         attention_at: Shorter side of the feature map that gets self-attention, in pixels; None for no attention.
         initialisation: See ``layers``.
-        spectral_norm: Whether to apply spectral normalisation to all layers except the condition encoder's, on which it
-            degraded trainings of the first author's PyTorch code.
+        spectral_norm: Whether to apply spectral normalisation to all layers except the condition encoder's. Applying it there
+            degraded results with the first author's PyTorch code.
         batch_norm_eps: Epsilon of every batch norm; None keeps PyTorch's 1e-5.
 
     Raises:

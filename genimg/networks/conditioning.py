@@ -1,7 +1,7 @@
 """Encoders that turn a condition into a vector [N, E]. Each network has its own encoder, ``condition``.
 
-An encoder says which key of the batch it reads. Networks built with ``Unconditional`` have E = 0 and need no branch. A network
-without an encoder is unconditional, too: ``conditional`` wraps it, so methods call all networks alike.
+An encoder's ``key`` is the key of the batch that it reads. With ``Unconditional``, E is 0 and networks need no special case. A
+network without an encoder is also unconditional: ``conditional`` wraps it, so methods call all networks in the same way.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ConditionEncoder(nn.Module, ABC):
         return torch.zeros(count, dtype=torch.int64)
 
     def fitted(self, condition: Tensor) -> Tensor:
-        """Fit conditions of any length to the shape of ``blank``'s."""
+        """Cut or pad conditions of any length to the shape of those from ``blank``."""
         return condition
 
 
@@ -103,9 +103,9 @@ class LabelEmbedding(ConditionEncoder):
 
 
 class Conditioned(nn.ModuleList):
-    """A chain of layers that passes the condition to those that take it.
+    """A chain of layers that passes the condition to each layer that uses it.
 
-    A layer takes it if its attribute ``takes_condition`` is true, as in ``ConditionalBatchNorm2d`` and this class itself.
+    A layer uses it if its attribute ``takes_condition`` is true, as in ``ConditionalBatchNorm2d`` and in this class itself.
     """
 
     takes_condition = True
@@ -121,7 +121,7 @@ class Plain(nn.Module):
     """Wrapper of a network without a condition that gives it the interface of a conditional one.
 
     Args:
-        network: Network that takes the input alone.
+        network: Network that is called with the input alone.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -139,7 +139,7 @@ def conditional(name: str, network: nn.Module) -> nn.Module:
 
     Args:
         name: Name of the network's parameter, for messages.
-        network: Any module; one without an attribute ``condition`` is called with its input alone.
+        network: Any module; a module without an attribute ``condition`` is called with its input alone.
 
     Raises:
         ValueError: If it is not a module.

@@ -1,4 +1,4 @@
-"""A conditional random field as the last layer of a translator; it smooths over pixels that look alike in a guide image.
+"""A conditional random field as the last layer of a translator; it smooths over pixels that are similar in a guide image.
 
 The kernels follow Krähenbühl & Koltun, "Efficient inference in fully connected CRFs with Gaussian edge potentials", NIPS 2011.
 The unrolled mean field follows Zheng et al., "Conditional random fields as recurrent neural networks", ICCV 2015. The truncated
@@ -28,8 +28,8 @@ class ConditionalRandomField(nn.Module):
     of z's values, so it stays in their range. The updates converge to the minimum of the energy. All five kernel parameters are
     learnt as logarithms. The unary term has weight 1, because only ratios to it matter.
 
-    The sum covers a window around i within the image, not all pixels. The forward needs the memory of window^2 - 1 maps of one
-    channel. With gradients it needs twice as many maps, and two images for every update.
+    The sum covers a window around i within the image, not all pixels. The forward pass needs memory for window^2 - 1 maps of
+    one channel. With gradients it needs twice as many maps, and two images for every update.
 
     Args:
         window: Side of the neighbourhood in pixels, odd.
@@ -80,7 +80,7 @@ class ConditionalRandomField(nn.Module):
                 "height and width must be the same"
             )
         dtype = self.log_guide_width.dtype
-        # In bfloat16 the sums over a window of 7 are off by up to 0.04, five grey levels of 256.
+        # In bfloat16 the sums over a window of 7 are off by up to 0.04, which is five of 256 grey levels.
         with torch.autocast(image.device.type, enabled=False):
             return self._mean_field(image.to(dtype), guide.to(dtype))
 
@@ -129,8 +129,8 @@ class WithCRF(nn.Module):
     """A translator followed by a conditional random field that is guided by the source images, with all their channels.
 
     Args:
-        translator: Network from source images to images of the same height and width in [-1, 1]. Its ``size_divisor``, 1 if it
-            has none, becomes that of this network.
+        translator: Network from source images to images of the same height and width in [-1, 1]. This network has the same
+            ``size_divisor``, or 1 if the translator has none.
         crf: Conditional random field.
     """
 

@@ -1,7 +1,7 @@
 """DCGAN: Radford, Metz & Chintala, "Unsupervised representation learning with deep convolutional GANs", ICLR 2016.
 
 At 64 px with width 64 both networks match the paper's code: 512, 256, 128 and 64 channels at 4, 8, 16 and 32 px. At other
-sizes the layers next to the image keep their channels, and halving stops at an odd size or at ``bottom_size`` (28 px: 7x7).
+sizes the layers next to the image keep their widths, and halving stops at an odd size (7x7 for 28 px) or at ``bottom_size``.
 """
 
 from __future__ import annotations

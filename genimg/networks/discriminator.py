@@ -70,7 +70,7 @@ class Discriminator(nn.Module):
         spectral_norm: Whether to apply spectral normalisation to all layers, including the head.
 
     Raises:
-        ValueError: If the parts do not fit each other.
+        ValueError: If the head does not match the features or the condition.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Discriminator(nn.Module):
     def forward(self, image: Tensor, condition: Tensor) -> DiscriminatorOutput:
         """Score images [N, C, H, W] with their raw conditions."""
         features = self.seen(image, condition)
-        # Sums over thousands of features are small compared to their terms: bfloat16 would round the logit to 3 digits.
+        # Sums over thousands of features are small compared to their terms; bfloat16 would round the logit to 3 digits.
         with torch.autocast(image.device.type, enabled=False):
             features = features.to(self.logit.weight.dtype)
             logits = self.logit(features).squeeze(1)
@@ -118,7 +118,7 @@ def _features(features: Callable[..., nn.Module], condition: ConditionEncoder, h
     """Build the features.
 
     Raises:
-        ValueError: If they do not take the condition channels of ``head=concat``, or have no ``num_features``.
+        ValueError: If they have no parameter ``condition_channels`` for ``head=concat``, or no ``num_features``.
     """
     parameters = inspect.signature(features).parameters.values()
     takes_channels = any(each.name == "condition_channels" or each.kind is each.VAR_KEYWORD for each in parameters)

@@ -100,7 +100,7 @@ class Features(nn.Module):
     ) -> None:
         super().__init__()
         if len(widths) == 0:
-            raise ValueError("widths=[] must name one layer or more")
+            raise ValueError("widths=[] must list one layer or more")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout} must be 0 or more and below 1")
         self.channels = channels
@@ -155,8 +155,8 @@ class Encoder(nn.Module):
 
     def forward(self, image: Tensor, condition: Tensor) -> Tensor:
         """Map images [N, C, H, W] in [-1, 1] and raw conditions to moments [N, moments, Z]."""
-        # From 0 to 1, as in the paper: a black background is then not a large constant that the first layer has to undo. On
-        # MNIST this gains two nats after ten epochs.
+        # Pixels range from 0 to 1, as in the paper, so a black background is not a large constant that the first layer has to
+        # cancel. On MNIST this gains two nats after ten epochs.
         pixels = (image.flatten(1) + 1.0) / 2.0
         start = torch.cat([pixels, self.condition(condition).to(image.dtype)], dim=1)
         return self.layers(start).unflatten(1, self.shape)

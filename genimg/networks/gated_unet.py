@@ -13,21 +13,21 @@ from genimg.networks.layers import halvings, initialise, normalisation_layer
 from genimg.utils.numbers import require_least
 
 CONVOLUTIONS = ("plain", "gated", "partial")
-_KERNELS = (7, 5, 5)  # of the first downsampling layers; all other layers use 3: Liu et al. 2018
+_KERNELS = (7, 5, 5)  # in the first downsampling layers; all other layers use 3: Liu et al. 2018
 _WIDEST = 8  # largest multiple of the first width
 
 
 class PartialConv2d(nn.Conv2d):
     """A convolution over the known pixels alone: Liu et al. 2018, equations 1 and 2.
 
-    The output of a window is scaled up as if all of it were known, and is 0 where nothing is known. Pixels beyond the border
+    The output of a window is scaled up as if all its pixels were known, and is 0 if no pixel is known. Pixels beyond the border
     count as unknown (section 3.2, "as padding"), so only zero padding is supported.
 
     Args:
         inputs, outputs: Numbers of channels.
         size: Kernel size, odd.
         stride: Stride of the convolution.
-        bias: Whether to add a bias where anything is known.
+        bias: Whether to add a bias where any pixel is known.
     """
 
     def __init__(self, inputs: int, outputs: int, size: int, *, stride: int, bias: bool) -> None:
@@ -78,8 +78,8 @@ class GatedConv2d(nn.Module):
 class Translator(nn.Module):
     """Inpainting U-Net: Liu et al.'s network with one of three convolutions.
 
-    Sources are those of an inpainting task. Their last channel is the mask, 1 on missing and -1 on known pixels. ``partial``
-    convolutions use it as a mask, the others as a channel. With gated convolutions the last one is plain, as in Yu et al. The
+    Sources come from an inpainting task. Their last channel is the mask: 1 for missing and -1 for known pixels. ``partial``
+    convolutions use it as a mask, the others as a channel. With ``gated``, the last convolution is plain, as in Yu et al. The
     last skip connection carries the source image itself. Height and width of images must be multiples of ``size_divisor``.
 
     Args:

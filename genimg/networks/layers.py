@@ -21,7 +21,7 @@ def halvings(image_size: int | Sequence[int], *, bottom_size: int = 4, least: in
     64 px gives 4 halvings and 4x4; 28 px gives 2 and 7x7; [48, 32] gives 3 and 6x4.
 
     Raises:
-        ValueError: If fewer than ``least`` halvings are possible; the message suggests a size that fits.
+        ValueError: If fewer than ``least`` halvings are possible; the message suggests a suitable size.
     """
     height, width = height_width(image_size)
     count, (h, w) = 0, (height, width)
@@ -133,7 +133,7 @@ def check_padding(padding: str) -> None:
     """Check that ``padding`` is a ``padding_mode`` of convolutions.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If it is not one of them.
     """
     if padding not in get_args(Padding):
         raise ValueError(f"padding={padding} is unknown: choose one of {', '.join(get_args(Padding))}")
@@ -179,7 +179,7 @@ class SpectralNorm(nn.Module):
 
     @torch.no_grad()
     def _iterate(self, matrix: Tensor, count: int) -> None:
-        if matrix.is_meta:  # no values to iterate on, and slow
+        if matrix.is_meta:  # there are no values to iterate on, and the loop would be slow
             return
         left, right = self.left, self.right
         for _ in range(count):
@@ -211,7 +211,7 @@ class SpectralNorm(nn.Module):
             matrix = weight.flatten(1)
             if self.training:
                 self._iterate(matrix, 1)
-            # Copies, because the next forward of this step changes the buffers while this graph still needs them.
+            # Copies, because the next forward pass of this step changes the buffers while this graph still needs them.
             sigma = torch.dot(self.left.clone(), matrix.mv(self.right.clone()))
             return weight / sigma.clamp_min(_EPSILON)
 
@@ -226,7 +226,7 @@ def start_at_zero(weight: Tensor) -> None:
 
 
 def _note_start(weight: Tensor, *, at_zero: bool) -> None:
-    if weight.is_meta:  # has no values to inspect when the size of a checkpoint's model is checked
+    if weight.is_meta:  # there are no values to inspect, as when the size of a checkpoint's model is checked
         weight.starts_at_zero = at_zero  # type: ignore[attr-defined]
 
 
@@ -239,9 +239,9 @@ def _starts_at_zero(weight: Tensor) -> bool:
 def spectral_normalise(module: nn.Module) -> None:
     """Apply spectral normalisation to all convolutions, linear layers and embeddings.
 
-    Each forward in training does one power iteration. Call it after the weights are initialised. The matrix of a transposed
-    convolution has its output channels as rows, too. Layers that start at 0, such as those of a conditional batch norm, are
-    skipped: their norm is 0.
+    Each forward pass in training does one power iteration. Call this function after the weights are initialised. As for other
+    layers, the rows of a transposed convolution's matrix are its output channels. Layers that start at 0, such as those of a
+    conditional batch norm, are skipped, because their norm is 0.
     """
     for layer in list(module.modules()):
         if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.Embedding):

@@ -1,4 +1,4 @@
-"""PatchGAN discriminators: Isola et al. 2017, section 3.2.2; at several scales: Wang et al., "pix2pixHD", CVPR 2018."""
+"""PatchGAN discriminators: Isola et al. 2017, section 3.2.2. Several scales: Wang et al., "pix2pixHD", CVPR 2018."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PatchDiscriminator(nn.Module):
         source_channels: Number of channels of an image concatenated to it, as in pix2pix; 0 for none.
         width: Number of channels of the first convolution, doubled by each of the next three.
         num_strided: Number of convolutions that halve the size.
-        num_scales: Number of networks, each at half the size of the one before; 3 in pix2pixHD.
+        num_scales: Number of networks, each at half the size of the previous one; 3 in pix2pixHD.
         normalisation: Normalisation; see ``layers``. ``instance`` has no scale and shift.
         initialisation: See ``layers``.
         spectral_norm: Whether to apply spectral normalisation to all layers.

@@ -58,7 +58,7 @@ class Block(nn.Module):
         self.residual = nn.Conv2d(width, width, 1)
 
     def forward(self, vertical: Tensor, horizontal: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Apply the layer to both stacks' features [N, C, h, w] and the condition [N, E]."""
+        """Apply the layer to the features [N, C, h, w] of both stacks and the condition [N, E]."""
         vertical, link = self.down(vertical, condition)
         return vertical, self.right(horizontal, link, condition)
 
@@ -74,13 +74,14 @@ class Block(nn.Module):
 
 
 class PixelCNN(nn.Module):
-    """Autoregressive distribution of a grid of codes, in raster order; for grids of any size.
+    """Autoregressive distribution of a grid of codes, in raster order. The grid can have any size.
 
     Args:
         num_codes: Number of codes K.
         width: Number of channels of each stack.
         num_blocks: Number of layers.
-        kernel_size: Kernel size n, odd. A position sees num_blocks * (n // 2) + 1 rows up, and as far to either side.
+        kernel_size: Kernel size n, odd. A position depends on up to num_blocks * (n // 2) + 1 rows above it, and on as many
+            columns on either side.
         dropout: Dropout probability in every layer.
         condition: Encoder of the condition.
 
@@ -118,7 +119,7 @@ class PixelCNN(nn.Module):
     def sample(self, uniform: Tensor, condition: Tensor, *, temperature: float = 1.0) -> Tensor:
         """Draw grids by ancestral sampling, with the inverse of each distribution function.
 
-        The vertical stack is computed once per row, the horizontal one for the current row only.
+        The vertical stack is computed once per row, the horizontal stack only for the current row.
 
         Args:
             uniform: Uniform numbers [N, h, w] in [0, 1), one per position, so a grid does not depend on the rest of the batch.
@@ -142,7 +143,7 @@ class PixelCNN(nn.Module):
         return self.embedding(codes).permute(0, 3, 1, 2)  # [N, C, h, w]
 
     def _links(self, codes: Tensor, condition: Tensor) -> list[Tensor]:
-        """Return every layer's input from the vertical to the horizontal stack in the last row [N, 2 C, 1, w]."""
+        """Return the inputs from the vertical to the horizontal stack in the last row, [N, 2 C, 1, w] for each layer."""
         vertical, links = _shifted_down(self._embed(codes)), []
         for block in self.blocks:
             assert isinstance(block, Block)

@@ -88,7 +88,7 @@ class Features(nn.Module):
         condition_channels: Number of further input channels, for ``concat`` conditioning.
         width: Number of channels of the first layer, doubled with every halving of the size.
         bottom_size: Minimum shorter side of the last feature map, in pixels.
-        strided_doubles: Whether the strided convolution doubles the channels (the ports), or the one after it (the table).
+        strided_doubles: Whether the strided convolution doubles the channels (the ports), or the next convolution (the table).
         negative_slope: Negative slope of the leaky ReLU; 0 makes it ReLU.
         normalisation: Normalisation of each layer; see ``layers``.
         pooling: ``flatten``, or ``sum`` over height and width.

@@ -1,7 +1,7 @@
 """R3GAN: Huang et al., "The GAN is dead; long live the GAN! A modern baseline GAN", NeurIPS 2024, section 3.
 
-Both networks consist of residual stages without normalisation, and mirror each other. The smallest resolution is always
-computed in float32, the others in the trainer's precision.
+Both networks consist of residual stages without normalisation, in opposite order. The smallest resolution is always computed
+in float32, the others in the trainer's precision.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Block(nn.Module):
         width: Number of input and output channels.
         expansion: Number of inner channels, as a multiple of the width.
         group_width: Number of channels in a group of the 3x3 convolution.
-        depth: Number of blocks in the network. Their variances add up, so weights start smaller in deeper networks (Zhang et
-            al. 2019, "Fixup initialization").
+        depth: Number of blocks in the network. Their variances add up, so deeper networks start with smaller weights (Zhang
+            et al. 2019, "Fixup initialization").
     """
 
     def __init__(self, width: int, *, expansion: int, group_width: int, depth: int) -> None:
@@ -57,7 +57,7 @@ class Block(nn.Module):
 
 
 class Generator(nn.Module):
-    """Learnt features scaled by the latent, then stages of blocks, each but the first after an upsampling.
+    """Learnt features scaled by the latent, then stages of blocks with upsampling between them.
 
     The output is unbounded. Values outside [-1, 1] are clipped when an evaluation converts images to bytes.
 
@@ -124,7 +124,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Stages of blocks, each but the last before a downsampling; then a depthwise convolution over all positions, and a logit.
+    """Stages of blocks with downsampling between them, then a depthwise convolution over all positions, and a logit.
 
     With a condition, the logit is the inner product of the last features and a linear embedding of the condition.
 

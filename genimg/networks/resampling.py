@@ -32,7 +32,8 @@ class _Filter(nn.Module):
 class Upsample(_Filter):
     """Upsampling from [N, C, H, W] to [N, C, 2H, 2W]: zeros between the pixels, then the filter with gain 4.
 
-    Always in float32, even under autocast: in bfloat16 this transposed convolution takes 8 to 15 times as long on a CPU.
+    It is always computed in float32, even under autocast: in bfloat16 this transposed convolution takes 8 to 15 times as long
+    on a CPU.
 
     Args:
         taps: Filter along one axis, of any scale.
@@ -51,7 +52,9 @@ class Upsample(_Filter):
 
 
 class Downsample(_Filter):
-    """Downsampling from [N, C, H, W] to [N, C, H/2, W/2] by the filter with stride 2; in float32, for a fast backward on a CPU.
+    """Downsampling from [N, C, H, W] to [N, C, H/2, W/2] by the filter with stride 2.
+
+    It is always computed in float32, which makes the backward pass fast on a CPU.
 
     Args:
         taps: Filter along one axis, of any scale.

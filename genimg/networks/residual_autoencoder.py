@@ -22,7 +22,7 @@ _NORMALISATIONS = ("batch", "none")
 
 
 class ResidualBlock(nn.Module):
-    """Residual block of two 3x3 convolutions, each after normalisation and ReLU. It starts as its shortcut.
+    """Residual block of two 3x3 convolutions, each after normalisation and ReLU. Initially the residual is 0.
 
     Args:
         inputs, outputs: Numbers of channels.
@@ -47,7 +47,7 @@ class ResidualBlock(nn.Module):
             last,
             *down,
         )
-        # A 1x1 convolution commutes with resampling, and costs a quarter at the smaller size.
+        # A 1x1 convolution commutes with resampling, and at the smaller size it costs a quarter.
         project: list[nn.Module] = [nn.Conv2d(inputs, outputs, 1)] if inputs != outputs else []
         self.shortcut = nn.Sequential(*down, *project, *up)
 

@@ -1,7 +1,7 @@
 """Residual GANs: SNGAN (Miyato et al. 2018, tables 4 to 6), WGAN-GP (Gulrajani et al. 2017), SAGAN (Zhang et al. 2019).
 
-There is one pair of networks for every image size. ``widths`` are listed from the image inwards; the last one is repeated:
-[256] is CIFAR's generator at any size, [64, 128, 256, 512, 1024] the one for 64 and 128 px.
+The same pair of networks serves all image sizes. ``widths`` are listed from the image inwards, and the last one is repeated:
+[256] is the generator for CIFAR at any size, [64, 128, 256, 512, 1024] the one for 64 and 128 px.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class GeneratorBlock(nn.Module):
                 _residual_convolution(outputs, outputs),
             ]
         )
-        # Published in reverse order; a 1x1 convolution commutes with interpolation and costs a quarter before it.
+        # The published order is the reverse; a 1x1 convolution commutes with interpolation and costs a quarter before it.
         self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1), nn.Upsample(scale_factor=2, mode=upsampling))
 
     def forward(self, features: Tensor, condition: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def generator_blocks(
         upsampling: See ``GeneratorBlock``.
 
     Raises:
-        ValueError: If no block makes a feature map of that size, or the upsampling is unknown.
+        ValueError: If no feature map has the size ``attention_at``, or the upsampling is unknown.
     """
     if upsampling not in UPSAMPLINGS:
         raise ValueError(f"upsampling={upsampling} is unknown: choose one of {', '.join(UPSAMPLINGS)}")
@@ -112,7 +112,7 @@ class Generator(nn.Module):
         widths: Numbers of channels of the feature maps, from the image inwards; the last one is repeated.
         bottom_size: Minimum shorter side of the linear layer's output, in pixels.
         attention_at: Shorter side of the feature map that gets self-attention, in pixels; None for no attention.
-        normalisation: Normalisation; see ``layers``. The last layer's is unconditional.
+        normalisation: Normalisation; see ``layers``. That of the last layer is unconditional.
         initialisation: See ``layers``.
         spectral_norm: Whether to apply spectral normalisation to all layers except the condition encoder's.
         upsampling: ``nearest``, or ``bilinear`` as in mimicry.
@@ -210,7 +210,7 @@ class DiscriminatorBlock(nn.Module):
         shortcut: list[nn.Module] = []
         if down:
             residual.append(nn.AvgPool2d(2))
-            # Published for the first block. The others have the 1x1 convolution first, which is equivalent but slower.
+            # The published first block has this order. The others begin with the 1x1 convolution: equivalent but slower.
             shortcut.append(nn.AvgPool2d(2))
         if down or inputs != outputs:
             shortcut.append(nn.Conv2d(inputs, outputs, 1))
@@ -238,7 +238,7 @@ class Features(nn.Module):
         normalisation: Normalisation in each block but the first; see ``layers``.
         pooling: ``sum`` or ``mean`` over height and width.
         in_place_shortcut: Whether the first ReLU of every block but the first also changes the shortcut's input, as the
-            in-place ReLUs of PyTorch-StudioGAN and mimicry do in their published results. Only without normalisation.
+            in-place ReLUs of PyTorch-StudioGAN and mimicry do in their published results. Requires ``normalisation=none``.
 
     Raises:
         ValueError: If a setting does not fit the image size, or the pooling is unknown.

@@ -131,9 +131,9 @@ class Translator(nn.Module):
 
         Args:
             image: Image as in ``forward``.
-            layers: Layer numbers in ascending order: 0 is the image itself, followed by every strided convolution before its
-                normalisation, then every residual block. With 2 strided convolutions, CUT's 0, 4, 8, 12 and 16 are 0, 1, 2, 3
-                and 7.
+            layers: Layer numbers in ascending order. 0 is the image itself; then come the strided convolutions, before their
+                normalisation, and the residual blocks. With 2 strided convolutions, 0, 1, 2, 3 and 7 are the layers 0, 4, 8, 12
+                and 16 of CUT's code.
 
         Returns:
             Features of each layer, [N, C', H', W'].
@@ -141,7 +141,7 @@ class Translator(nn.Module):
         features, start, found = image, 0, []
         for stop in (self._encoder_stops[layer] for layer in layers):
             for layer in islice(self.layers, start, stop):
-                # Not in place, because without normalisation it would change collected features.
+                # ReLU is not in place here, because without normalisation it would change collected features.
                 features = features.relu() if isinstance(layer, nn.ReLU) else layer(features)
             found.append(features)
             start = stop

@@ -34,7 +34,7 @@ from genimg.utils.rng import mixed_keys, normal_numbers
 ARCHITECTURES = ("residual", "plain")
 
 _MAPPING_RATE = 0.01  # learning-rate multiplier of the mapping networks
-_CONDITION_LAYERS = 8  # of the discriminator's mapping network; the same at every size in the paper's code
+_CONDITION_LAYERS = 8  # layers of the discriminator's mapping network, at every size in the paper's code
 
 
 class Generator(nn.Module):
@@ -149,7 +149,7 @@ class Generator(nn.Module):
         """
         features, image = self.start.expand(styles.shape[0], -1, -1, -1), None
         for number, block in enumerate(self.blocks):
-            # A block's image layer shares its style with the next block's first layer.
+            # The image layer of a block uses the same style as the first layer of the next block.
             own = styles[:, max(2 * number - 1, 0) : 2 * number + 2]
             noise = self._noise(number, noise_key, noise_strength)
             if number == 0:

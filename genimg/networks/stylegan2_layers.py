@@ -93,7 +93,7 @@ class ClampedLeakyReLU(nn.Module):
 
 
 class ModulatedConv2d(nn.Module):
-    """A convolution whose input channels are scaled by a style for each sample, and its output back to unit variance.
+    """A convolution that scales the input channels by a style for each sample, and the output back to unit variance.
 
     Karras et al. 2020, section 2.2, equations 1 and 3. Scaling the features before and after one convolution is equivalent to
     the paper's grouped convolution with weights for each sample, and was 1.1 to 28 times faster on a CPU.
@@ -164,7 +164,7 @@ class SynthesisLayer(nn.Module):
         self.activation = ClampedLeakyReLU(conv_clamp)
 
     def forward(self, features: Tensor, style: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Map features [N, inputs, H, W] and styles [N, W] to [N, outputs, H, W], or twice the size.
+        """Map features [N, inputs, H, W] and styles [N, W] to [N, outputs, H, W], or to twice the size.
 
         Args:
             noise: Noise that broadcasts to [N, 1, H, W] of the output; None draws it in training and uses the buffer otherwise.
@@ -183,7 +183,7 @@ class SynthesisBlock(nn.Module):
         size: Height and width of the output.
         image_channels: Number of image channels C.
         style_dim: Number of style dimensions W.
-        upsample: Whether the input has half that size. False in the first block, which has one layer fewer.
+        upsample: Whether the input has half that size. It is false in the first block, which has one layer fewer.
         conv_clamp: Maximum magnitude of each layer's output.
     """
 
@@ -213,7 +213,7 @@ class SynthesisBlock(nn.Module):
     def forward(
         self, features: Tensor, image: Tensor | None, styles: Tensor, noise: Sequence[Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return features and image at this size, given those of the block before, styles [N, layers + 1, W] and noise."""
+        """Return features and image at this size, given those of the previous block, styles [N, layers + 1, W] and noise."""
         for number, layer in enumerate(self.layers):
             features = layer(features, styles[:, number], None if noise is None else noise[number])
         added = self.to_image(features, styles[:, -1]).clamp(-self.conv_clamp, self.conv_clamp)

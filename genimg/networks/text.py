@@ -20,7 +20,7 @@ from genimg.utils.rng import Stream, keys_of
 _NUM_HASHES = 2
 _PRIME = 2**31 - 1
 _KERNEL_SIZE = 5  # words
-_MOST_KNOWN = 100_000  # captions: 200 MB of CLIP's vectors
+_MOST_KNOWN = 100_000  # cached captions, which take 200 MB with CLIP
 
 
 class CaptionEncoder(ConditionEncoder):
@@ -51,8 +51,8 @@ class CaptionEncoder(ConditionEncoder):
 class TextEncoder(CaptionEncoder):
     """Embeddings of words and their positions, convolutions over neighbouring words, and the mean over words.
 
-    Only a linear layer and a norm follow the mean, so a phrase contributes similarly to the vector in any caption. Unseen
-    combinations of words are therefore read nearly as well as those seen in training.
+    Only a linear layer and a norm follow the mean, so a phrase contributes similarly to the vector in any caption. Combinations
+    of words that never occur in training therefore work nearly as well as those that do.
 
     The vector has mean 0 and standard deviation 1, regardless of how the surrounding network initialises its layers.
 
@@ -91,10 +91,10 @@ class TextEncoder(CaptionEncoder):
 class HashedWords(nn.Module):
     """Words of captions as numbers below ``vocabulary``, without a word list and without synchronising with the device.
 
-    Words are separated by bytes that are not letters. Letters are those of ASCII in either case, digits, and all bytes of other
-    alphabets. Each word has two numbers, so two words that share one differ in the other (Svenstrup et al. 2017, "Hash
-    embeddings for efficient word representations"). A number is the sum, over a word's bytes, of a random integer for the byte
-    times one for its position in the word, modulo a prime and the vocabulary.
+    Words are separated by bytes that are not letters. ASCII letters in either case, digits and all bytes of other alphabets
+    count as letters. Each word has two numbers, so two words that share one number nearly always differ in the other
+    (Svenstrup et al. 2017, "Hash embeddings for efficient word representations"). A number is the sum, over a word's bytes, of
+    a random integer for the byte times a random integer for its position in the word, modulo a prime and the vocabulary.
 
     Args:
         max_length: Maximum number of bytes L.
@@ -145,7 +145,7 @@ class _WordConvolution(nn.Module):
 
 
 class ClipText(CaptionEncoder):
-    """The pooled output of a frozen CLIP text tower (Radford et al. 2021), and a trained linear layer and norm.
+    """A frozen CLIP text tower (Radford et al. 2021), whose pooled output passes through a trained linear layer and norm.
 
     The tower is not part of the network: it is not initialised, trained, averaged or saved with it. All encoders with the same
     path share one tower. Each caption is encoded once and its vector cached on the CPU, which synchronises with the device.
@@ -154,7 +154,7 @@ class ClipText(CaptionEncoder):
         path: Directory written by ``save_pretrained`` of the package transformers: config.json, model.safetensors and the
             tokenizer's files, of the text tower or of a whole CLIP.
         dim: Length E of the vector.
-        max_length: Maximum number of bytes read of a caption; the tower itself reads 77 tokens.
+        max_length: Maximum number of bytes that are read from a caption; the tower itself reads 77 tokens.
 
     Raises:
         ConfigError: If the directory does not exist, holds something else, or the package is not installed.

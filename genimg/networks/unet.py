@@ -14,7 +14,7 @@ _WIDEST = 8  # largest multiple of the first width; section 6.1.1 of the paper
 
 
 class Translator(nn.Module):
-    """U-Net: halves an image ``num_downs`` times and doubles it again, with skip connections at each size.
+    """U-Net that halves an image ``num_downs`` times and doubles it again, with skip connections at each size.
 
     At 256 px with width 64 and 8 halvings it is pix2pix's generator. Height and width of images must be multiples of
     ``size_divisor``.

@@ -1,7 +1,7 @@
 """A codebook, which replaces each vector of an encoder by the nearest code.
 
 van den Oord et al., "Neural discrete representation learning", NeurIPS 2017, section 3 and appendix A.1; Razavi et al.,
-"Generating diverse high-fidelity images with VQ-VAE-2", NeurIPS 2019, equation 2. Letters: K codes of D numbers.
+"Generating diverse high-fidelity images with VQ-VAE-2", NeurIPS 2019, equation 2. The codebook has K codes of D numbers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Usage(NamedTuple):
         counts: Number of vectors nearest to each code, [K].
         sums: Sum of those vectors, [K, D].
         candidates: Vectors drawn at random, one for each code in case it restarts, [K, D].
-        priorities: Random priorities [K]; of several microbatches, the candidate with the highest priority is used.
+        priorities: Random priorities [K]. The candidate with the highest priority among all microbatches is used.
     """
 
     counts: Tensor
@@ -47,8 +47,8 @@ class VectorQuantizer(nn.Module):
         num_codes: Number of codes K.
         dim: Number of dimensions D.
         decay: Weight of the old averages in an update; None for a codebook that is learnt by gradient (equation 3).
-        restart_below: Fraction of the average use below which a code restarts; 0 for no restarts after the first step. Must be
-            None without a decay, and only then.
+        restart_below: Fraction of the average use below which a code restarts; 0 for no restarts after the first step. It must
+            be None if and only if ``decay`` is None.
 
     Raises:
         ValueError: If a setting is out of range or would have no effect.

@@ -91,8 +91,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """The encoder mirrored: a 3x3 convolution, residual blocks, and transposed 4x4 convolutions of stride 2.
 
-    The last layer is linear: it gives the mean of a Gaussian of fixed variance, as implied by a loss such as the mean squared
-    error. A tanh would reach black and white, -1 and 1, only with infinite inputs.
+    The last layer is linear. Its output is the mean of a Gaussian of fixed variance, as implied by a loss such as the mean
+    squared error. A tanh would reach black and white, -1 and 1, only with infinite inputs.
 
     Args:
         channels, dim, width, residual_width, num_blocks, num_downs: Same as the encoder's.

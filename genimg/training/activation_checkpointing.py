@@ -1,8 +1,8 @@
 """Activation checkpointing: blocks keep only their inputs and recompute the rest in the backward pass.
 
 Chen et al., "Training deep nets with sublinear memory cost", 2016. Gradients equal those of the plain forward bit for bit,
-because the state that a training forward changes (batch norm's running statistics, spectral norm's vectors) is restored for the
-second forward.
+because the state that a forward pass in training mode changes (batch norm's running statistics, spectral norm's vectors) is
+restored for the second forward pass.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _First(contextlib.AbstractContextManager[None]):
 
 
 class _Again(contextlib.AbstractContextManager[None]):
-    """Context of the same forward in the backward pass, and again in that of a second derivative."""
+    """Context of the recomputed forward pass, which happens in the backward pass, and again in that of a second derivative."""
 
     def __init__(self, first: _First) -> None:
         self._first = first

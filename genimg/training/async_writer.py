@@ -1,4 +1,4 @@
-"""Background work during the training: a thread writes files while the next steps run."""
+"""Background work during training: a thread writes files while the next steps run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Background:
             self.wait()
 
     def close(self) -> None:
-        """Wait for the running job and end the thread; the next job starts another."""
+        """Wait for the running job and end the thread; the next job starts a new one."""
         try:
             self.wait()
         finally:
@@ -53,7 +53,7 @@ class Background:
 def unchanged_buffers(module: nn.Module) -> Iterator[None]:
     """Restore the buffers of ``module`` after the block.
 
-    Making previews computes standing statistics and fits densities. Its timing depends on the clock, so it must not change the
+    Previews compute standing statistics and fit densities. Their times depend on the clock, so they must not change the
     contents of a checkpoint.
     """
     buffers = [(part, name, value) for part in module.modules() for name, value in part._buffers.items() if value is not None]

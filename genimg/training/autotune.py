@@ -1,6 +1,6 @@
-"""Resolve ``auto`` settings by benchmarking: microbatches that fit into memory, and whether compiling pays.
+"""Resolve ``auto`` settings by benchmarking: how many microbatches fit into memory, and whether compiling pays.
 
-Trials train a few steps and leave no trace: weights, optimizers and random numbers then start as without trials.
+Trials train for a few steps and leave no trace: weights, optimizers and random numbers are afterwards as without trials.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def resolve_auto(parts: TrainingComponents, *, accumulation: bool, may_compile: 
         The components with all settings resolved.
 
     Raises:
-        ConfigError: If even single images do not fit into memory.
+        ConfigError: If even a single image does not fit into memory.
     """
     if accumulation:
         if parts.device.type == "cuda":
@@ -66,10 +66,10 @@ def search_accumulation(parts: TrainingComponents, fits: Callable[[TrainingCompo
 
     Args:
         parts: Components, not yet trained.
-        fits: Function that tells whether components can take a step.
+        fits: Function that returns whether a step of the components fits into memory.
 
     Raises:
-        ConfigError: If even single images do not fit.
+        ConfigError: If even a single image does not fit.
     """
     parts.data.load()
     share = parts.settings.batch_size // world_size()
@@ -84,7 +84,7 @@ def search_accumulation(parts: TrainingComponents, fits: Callable[[TrainingCompo
 
 
 def fits(parts: TrainingComponents) -> bool:
-    """Return whether a step fits into memory once optimizers have their state."""
+    """Return whether a step fits into memory, including the state of the optimizers."""
     trainer = _trainer(parts)
     steps = trainer.steps()
     try:
@@ -97,16 +97,16 @@ def fits(parts: TrainingComponents) -> bool:
             return False
         raise
     except NonFiniteError:
-        pass  # not a memory problem; the training will report it
+        pass  # not a memory problem; training will report it
     return True
 
 
 def choose_compilation(parts: TrainingComponents, worth: float, mode: str = _MODE) -> str | bool:
-    """Return ``mode`` if the training is long, compiling works, losses stay the same and steps become faster; else False.
+    """Return ``mode`` if training takes long, compiling works, losses stay the same and steps become faster; else False.
 
     Args:
         parts: Components, neither compiled nor trained.
-        worth: Minimum seconds of training, without compiling, for which it pays.
+        worth: Duration of training without compiling, in seconds, from which compiling pays.
         mode: Mode of torch.compile.
     """
     parts.data.load()
@@ -119,13 +119,13 @@ def choose_compilation(parts: TrainingComponents, worth: float, mode: str = _MOD
             with _without_trace(own) as tried:
                 plain, losses = _time(tried)
             if (seconds := plain * parts.settings.duration / parts.settings.batch_size) < worth:
-                reason = f"the training takes only {seconds:.0f} s without it"
+                reason = f"training takes only {seconds:.0f} s without it"
             else:
                 compiled = replace(own, performance=replace(own.performance, compile=mode))
                 fast, compiled_losses = _time_compiled(compiled)
                 differences = zip(compiled_losses, losses, strict=True)
                 off = max((abs(new - old) / max(1.0, abs(old)) for new, old in differences), default=0.0)
-        except Exception as error:  # no failure of the compiler may end a training that runs without it
+        except Exception as error:  # a failure of the compiler must not end a run that works without it
             reason = first_line(error)[:200]
     if not reason and off > _TOLERANCE:
         reason = f"losses differ by {off:.2g}"

@@ -1,4 +1,4 @@
-"""Batch norm's running statistics over several processes, each of which sees different images."""
+"""Average batch norm's running statistics over several processes, each of which sees different images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class BatchStatistics:
         ]
 
     def average(self) -> None:
-        """Replace them by their mean over all ranks, so all ranks hold the same checkpoint after every step."""
+        """Replace the statistics by their mean over all ranks, so all ranks have the same state after every step."""
         if world_size() > 1 and self._buffers:
             torch._foreach_div_(self._buffers, world_size())
             all_reduce_(self._buffers)

@@ -30,7 +30,7 @@ _NUMBERED = re.compile(rf"step-\d{{1,15}}({_TIMED})?\.pt")
 
 
 def save(state: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint atomically: ``path`` is always absent, the old file or the new one.
+    """Write a checkpoint atomically: ``path`` never holds a partial file.
 
     Raises:
         OSError: If the disk is full or the file cannot be written; ``path`` is then unchanged.
@@ -54,7 +54,7 @@ def load(path: Path, *, below: Path | None = None) -> dict[str, Any]:
 
     Args:
         path: Path of the file.
-        below: Run directory, or directory of checkpoints, in which it was found; None for a file named by the user.
+        below: Run directory, or directory of checkpoints, in which it was found; None if the user gave the path.
 
     Raises:
         CheckpointError: If the file does not exist, or is truncated, damaged, not a checkpoint, or of another version.
@@ -72,7 +72,7 @@ def load(path: Path, *, below: Path | None = None) -> dict[str, Any]:
         what = "" if newer else ", which keeps averaged weights apart from the method"
         raise CheckpointError(
             f"{path} has checkpoint version {version}, but this genimg reads version {VERSION}{what}",
-            f"use genimg {state.get('genimg_version', 'of that time')} as of the commit that the run's summary.json names"
+            f"use genimg {state.get('genimg_version', 'of that time')} at the commit recorded in the run's summary.json"
             + ("" if newer else ", or train again"),
         )
     return state
@@ -89,7 +89,7 @@ _WITH_TENSORS = ("method", "averages", "optimizers", "means")
 
 
 def require_whole(state: dict[str, Any], path: Path) -> None:
-    """Check that a checkpoint holds everything that a training writes.
+    """Check that a checkpoint holds all entries that training writes.
 
     Raises:
         CheckpointError: If an entry is missing or has the wrong type; the message names it.
@@ -141,7 +141,7 @@ def load_named(path: Path, which: str = "last") -> tuple[dict[str, Any], Path]:
 
 
 def numbered(folder: Path) -> list[Path]:
-    """Return the checkpoints in a directory that are named by their step, oldest first."""
+    """Return the checkpoints in a directory whose file names hold their step, oldest first."""
     found = [path for path in folder.glob("step-*.pt") if _NUMBERED.fullmatch(path.name)]
     return sorted(found, key=lambda path: (step_of(path), not _is_timed(path)))
 
@@ -168,7 +168,7 @@ def find(path: Path, which: str = "last") -> Path:
 
 
 class CheckpointFolder:
-    """The checkpoints of one run: the last few by step, ``last.pt``, and ``best.pt``.
+    """The checkpoints of one run: the last few numbered ones, ``last.pt`` and ``best.pt``.
 
     ``last.pt`` and ``best.pt`` are hard links to the numbered files, or copies where links are not possible. A checkpoint that
     is due by time is called ``step-N-timed.pt``. The next checkpoint of either kind replaces it, so timed checkpoints take the
@@ -190,9 +190,9 @@ class CheckpointFolder:
 
         Args:
             state: State to write.
-            step: Step, which names the file.
+            step: Step, which becomes part of the file name.
             best: Whether it is the best checkpoint so far.
-            timed: Whether it is due by time.
+            timed: Whether it is due by time instead of by the number of images.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         path = self.path / f"step-{step:08d}{_TIMED if timed else ''}.pt"
@@ -212,7 +212,7 @@ class CheckpointFolder:
         Raises:
             CheckpointError: If there are checkpoints but none can be read.
         """
-        remove_leftovers(self.path)  # of a run that was killed while saving
+        remove_leftovers(self.path)  # left by a run that was killed while saving
         last = self.path / "last.pt"
         candidates = [*self._numbered()[::-1], *([last] if last.exists() else [])]
         broken: list[tuple[Path, CheckpointError]] = []
@@ -220,7 +220,7 @@ class CheckpointFolder:
             try:
                 state = load(path, below=self.path.parent)
             except CheckpointError as error:
-                log.warning("%s; trying the one before", error)
+                log.warning("%s; trying the previous one", error)
                 broken.append((path, error))
                 continue
             for unreadable, _ in broken:  # so no later run takes it for the newest

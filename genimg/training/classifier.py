@@ -1,8 +1,8 @@
-"""Training of a SmallClassifier, whose features are used to evaluate images of its kind.
+"""Train a SmallClassifier, whose features are used to evaluate images similar to its training images.
 
-The features serve two tasks: predicting the class, and measuring how far apart two random views of one image are in each kind
-of change (see ``training.views``). With the first task alone, features would represent nothing but the class, or treat
-any slightly degraded image as foreign.
+The features are trained on two tasks: to predict the class, and to predict how much two random views of an image differ in
+each kind of change (see ``training.views``). With the first task alone, features would represent nothing but the class, or
+treat any slightly degraded image as foreign.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def train_classifier(
     seed: int,
     precision: Precision,
 ) -> dict[str, Any]:
-    """Train with AdamW; the learning rate rises over the first 30 % of the training and then falls along half a cosine.
+    """Train with AdamW; the learning rate rises over the first 30 % of the steps and then falls along half a cosine.
 
     Args:
         train, held_out: Images for training and for measuring the accuracy.
@@ -66,13 +66,13 @@ def train_classifier(
         learning_rate: Maximum learning rate.
         weight_decay: Weight decay of AdamW.
         seed: Seed of weights and order.
-        precision: Precision of the training.
+        precision: Training precision.
 
     Returns:
         The record that a Classifier reads: half-precision weights, classes, size, and ``test_accuracy`` of those weights.
 
     Raises:
-        NonFiniteError: If the training diverged.
+        NonFiniteError: If training diverges.
     """
     source, device = train.data.source, precision.device
     assert source.labels is not None

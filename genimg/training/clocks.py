@@ -10,12 +10,12 @@ _SHARE = 0.1  # time between pictures, as a fraction of the time trained so far
 
 
 class Clocks:
-    """Tells from the time passed when to save and to make pictures; it has no effect on the training.
+    """Decides from the elapsed time when to save and when to make pictures; it has no effect on the trained weights.
 
     Args:
         checkpoint_minutes: Maximum time between two checkpoints; None for no timed checkpoints.
         preview_seconds: Maximum time between two pictures at first. Later it is a tenth of the time trained so far, so a long
-            training makes at most some dozens. None for no timed pictures.
+            run makes a few dozen pictures at most. None for no timed pictures.
         now: Monotonic time in seconds.
 
     Attributes:
@@ -40,7 +40,7 @@ class Clocks:
         """Note that a picture has been made, for any reason.
 
         Args:
-            seconds_trained: Training time of all launches of the run together.
+            seconds_trained: Total training time over all launches of the run.
         """
         # The time trained keeps growing, so the next picture is due when the gap is a tenth of the time trained by then.
         self.show_at = self._now() + max(self._preview_seconds, _SHARE / (1.0 - _SHARE) * seconds_trained)

@@ -1,4 +1,4 @@
-"""Components of a training, built but not started."""
+"""Components of a training run, built but not started."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from genimg.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class TrainingComponents:
-    """All components of a training.
+    """All components of a training run.
 
     Attributes:
         source: Dataset of training images.

@@ -1,4 +1,4 @@
-"""Faster equivalents of layers, memory use and optimizer steps on a CPU. Results differ by rounding only.
+"""Faster layers, memory allocation and optimizer steps on a CPU. Results differ by rounding only.
 
 Networks do not depend on this module. Measurements are in docs/performance.md.
 """
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 # At 4 to 16 positions the matrix product took a quarter to half of the time on an AMD EPYC; at 64 it was slower.
-_MOST_POSITIONS = 32  # in a batch, on the smaller side
-_LEAST_WEIGHTS = 2**19  # of a layer; smaller layers were not measured and remain convolutions
+_MOST_POSITIONS = 32  # positions in a batch, at the smaller of input and output
+_LEAST_WEIGHTS = 2**19  # weights of a layer; smaller layers were not measured and remain convolutions
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
 
 
@@ -40,9 +40,9 @@ def use_faster_layers(model: nn.Module) -> None:
 def keep_freed_memory() -> None:
     """Let the C library keep the memory of freed CPU tensors for the next step; glibc only.
 
-    By default it returns every block above 32 MiB to the system at once, and much of the rest. Each step then has its memory
-    mapped and zeroed again, which takes up to a quarter of its time (docs/performance.md). Nothing changes if glibc's own
-    environment variables are set.
+    By default it immediately returns every block above 32 MiB, and much of the rest, to the system. Each step then maps and
+    zeroes its memory again, which takes up to a quarter of the step's time (docs/performance.md). Nothing changes if glibc's
+    own environment variables are set.
     """
     if sys.platform != "linux" or any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")):
         return
@@ -116,7 +116,7 @@ class _Conv2d(nn.Conv2d):
 
 
 class _ConvTranspose2d(nn.ConvTranspose2d):
-    """PyTorch's layer, computed as a matrix product and a sum of overlapping patches where ``_Conv2d`` would use a product."""
+    """PyTorch's layer, computed as a matrix product and a sum of overlapping patches where that is faster; see ``_Conv2d``."""
 
     def forward(self, features: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Map [N, C, H, W] to [N, C', H', W']."""

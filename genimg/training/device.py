@@ -17,7 +17,7 @@ PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 
 
 def choose_device(name: object) -> torch.device:
-    """Return the device of ``device=...``; ``auto`` takes CUDA, then MPS, then the CPU.
+    """Return the device of the setting ``device``; ``auto`` prefers CUDA, then MPS, then the CPU.
 
     Raises:
         ConfigError: If it is unknown or not available.
@@ -64,7 +64,7 @@ class Precision:
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
-    """Return the precision of ``precision=...``; ``auto`` takes bf16 where the processor has instructions for it.
+    """Return the precision of the setting ``precision``; ``auto`` uses bf16 where the processor has instructions for it.
 
     Raises:
         ConfigError: If it is unknown or would have no effect on this device.

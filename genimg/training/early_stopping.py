@@ -1,4 +1,4 @@
-"""Early stopping of a training that has diverged."""
+"""Early stopping of a run that has diverged."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class EarlyStopping:
             settings: ``{factor: 3, evaluations: 2}`` or ``{metric: memorised, above: 0.5, evaluations: 2}``.
 
         Raises:
-            ConfigError: If the keys are others, or a value is out of range.
+            ConfigError: If there are other keys, or a value is out of range.
         """
         if not isinstance(settings, Mapping) or set(settings) not in _FORMS:
             shown = dict(settings) if isinstance(settings, Mapping) else settings

@@ -23,7 +23,7 @@ from genimg.utils.durations import NumImages
 M = TypeVar("M", bound=Method)
 
 RAW = "raw"
-"""Name of the trained weights themselves."""
+"""Name of the trained weights without averaging."""
 
 _RESERVED = (RAW, "ema", "auto")
 
@@ -37,7 +37,7 @@ class Profile(ABC):
 
 
 class Exponential(Profile):
-    """Weights that halve every ``half_life`` images, so the average means the same at any batch size.
+    """Weights that halve every ``half_life`` images, so the average is comparable at any batch size.
 
     Early in training, the half-life is limited to a fraction of the images seen, so the average forgets the initial weights
     (StyleGAN2-ADA's code, Karras et al. 2020).
@@ -76,10 +76,10 @@ class PowerFunction(Profile):
 
     Args:
         length: Standard deviation of the profile as a fraction of the training time, such as 0.05.
-        num_snapshots: Number of snapshots per training, at equal intervals; 0 keeps none.
+        num_snapshots: Number of snapshots per run, at equal intervals; 0 keeps none.
 
     Raises:
-        ValueError: If the length is not from 0.005 to 0.28, exclusive, or the number is negative.
+        ValueError: If the length is below 0.005 or not below 0.28, or the number is negative.
     """
 
     def __init__(self, *, length: float, num_snapshots: int) -> None:
@@ -134,7 +134,7 @@ class WeightAverage:
 
     Args:
         method: Method in training.
-        profile: Weights of the past.
+        profile: Profile of the average.
 
     Attributes:
         method: Copy of the method that samples with the averaged networks (see ``with_networks``).
@@ -151,8 +151,8 @@ class WeightAverage:
         """Move the average towards the trained networks.
 
         Args:
-            num_images: Images that they were trained on since the last update.
-            images_seen: Images that they were trained on since the start of training.
+            num_images: Images that the networks were trained on since the last update.
+            images_seen: Images that the networks were trained on since the start of training.
         """
         averaged: list[Tensor] = []
         current: list[Tensor] = []
@@ -216,7 +216,7 @@ def require_names(averages: Mapping[str, Any]) -> None:
     """Check the names of averages, which become part of file names.
 
     Raises:
-        ConfigError: If a name is no identifier of at most 80 letters, digits and underscores, or has another meaning.
+        ConfigError: If a name is no identifier of at most 80 letters, digits and underscores, or is reserved.
     """
     for name in averages:
         if not re.fullmatch(r"[A-Za-z]\w{0,79}", name) or name in _RESERVED:
@@ -240,7 +240,7 @@ def chosen_weights(averages: Mapping[str, Any], weights: str) -> str:
         return next(iter(averages))
     if weights in averages:
         return weights
-    fix = f"choose one of {', '.join(('ema', *averages, RAW))}" if averages else "the training keeps no average: choose raw"
+    fix = f"choose one of {', '.join(('ema', *averages, RAW))}" if averages else "the run keeps no average: choose raw"
     raise ConfigError(f"weights={weights} is unknown", fix, key="weights")
 
 

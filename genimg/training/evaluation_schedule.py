@@ -1,4 +1,4 @@
-"""Decide when to evaluate a training, which evaluation is the best, and when a bad one stops the training."""
+"""Decide when to evaluate during training, which evaluation is the best, and when to stop after a bad one."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from genimg.utils.durations import NumImages
 
 @dataclass(frozen=True)
 class EvaluationSchedule:
-    """Settings of the evaluations during a training.
+    """Settings of the evaluations during training.
 
     Attributes:
         interval: Interval between evaluations.
         final_num_images: Number of images of an additional evaluation after training; None skips it.
-        stop_if: Condition that must hold in m evaluations in a row to stop the training. ``{factor: k, evaluations: m}``: the
-            primary metric is worse than k times its best. ``{metric: NAME, above: x, evaluations: m}``, or ``below``: NAME is
-            beyond x. None disables early stopping.
+        stop_if: Condition that stops training if it holds in m evaluations in a row. ``{factor: k, evaluations: m}``: the
+            primary metric is worse than k times its best value. ``{metric: NAME, above: x, evaluations: m}``, or with
+            ``below``: the metric NAME is above, or below, x. None disables early stopping.
 
     Raises:
         ValueError: If the interval is not positive.
@@ -44,7 +44,7 @@ class EvaluationSchedule:
 
 
 class ScheduledEvaluator:
-    """An evaluator with the schedule by which a training uses it.
+    """An evaluator with the settings of its use during training.
 
     Args:
         evaluator: Evaluator of the model.
@@ -65,7 +65,7 @@ class ScheduledEvaluator:
         self.final_num_images = schedule.final_num_images
         self.stop_if = None if schedule.stop_if is None else EarlyStopping.of(schedule.stop_if)
         if self.stop_if is not None and self.stop_if.metric is None and evaluator.primary is None:
-            raise ValueError("stop_if with a factor needs a metric that chooses the best: set best_by")
+            raise ValueError("stop_if with a factor needs a metric that chooses the best checkpoint: set best_by")
         if self.final_num_images is not None:
             if self.final_num_images < evaluator.least_num_images:
                 raise ValueError(f"final_num_images={self.final_num_images} must be {evaluator.least_num_images} or more")
@@ -103,7 +103,7 @@ class ScheduledEvaluator:
         return value > best if self.higher_is_better else value < best
 
     def has_diverged(self, values: Mapping[str, float], best: float | None) -> bool:
-        """Return whether these values violate ``stop_if``; ``best`` is the best value of the primary metric, if any."""
+        """Return whether these values meet ``stop_if``; ``best`` is the best value of the primary metric, if any."""
         if self.stop_if is None:
             return False
         if self.stop_if.metric is not None:

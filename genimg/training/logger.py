@@ -55,12 +55,12 @@ class MeanMetrics:
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """Return every rank's sums [W]: their mean would not resume bit for bit."""
+        """Return every rank's sums [W], because a run that resumed from their mean would not be bit-equal."""
         sums = {name: all_gather_rows(total.reshape(1)) for name, total in self._sums.items()}
         return {"sums": sums, "counts": dict(self._counts)}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Restore the sums of ``state_dict``.
+        """Restore the sums from ``state_dict``.
 
         Raises:
             ValueError: If the state is invalid.
@@ -193,7 +193,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 def write_hyperparameters(run_dir: Path, config: Mapping[str, Any], metrics: Iterable[str]) -> None:
-    """Write the settings and result scalars by which TensorBoard's HPARAMS page compares this run with others.
+    """Write the settings and result scalars that TensorBoard's HPARAMS page uses to compare this run with others.
 
     Args:
         run_dir: Directory of a finished run.
@@ -227,10 +227,10 @@ class SilentLogger(Logger):
 
 
 class ProgressBar:
-    """A bar with images/s, losses and time left on a terminal, otherwise one line a minute. Only the first rank shows it.
+    """A bar with images/s, losses and time left on a terminal, otherwise one line per minute. Only the first rank shows it.
 
     Args:
-        total: Number of images in the whole training.
+        total: Number of images in the whole run.
         initial: Number of images already seen.
     """
 

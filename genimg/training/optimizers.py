@@ -101,11 +101,11 @@ def require_fitting_state(optimizer: Optimizer) -> None:
     """Check that the state of a PyTorch optimizer, loaded from a checkpoint, fits its parameters.
 
     Raises:
-        ValueError: If a tensor of the state is neither a number nor of its parameter's shape.
+        ValueError: If a tensor of the state is not a scalar and does not have its parameter's shape.
     """
     if not type(optimizer).__module__.startswith("torch."):
         return
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.dim() > 0 and value.shape != parameter.shape:
-                raise ValueError(f"{name} of shape {[*value.shape]} belongs to no parameter of shape {[*parameter.shape]}")
+                raise ValueError(f"{name} has shape {[*value.shape]}, but its parameter has shape {[*parameter.shape]}")

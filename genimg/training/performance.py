@@ -1,4 +1,4 @@
-"""Execution of a training on its device: memory format, fused optimizers, compilation. Results differ by rounding only."""
+"""How training runs on its device: memory format, fused optimizers, compilation. Results differ by rounding only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
 @dataclass(frozen=True)
 class Performance:
-    """Requested performance settings; ``auto`` takes the fastest choice for the device.
+    """Requested performance settings; ``auto`` selects the fastest choice for the device.
 
     Attributes:
         channels_last: Whether convolutions use channels-last memory. Faster on every device measured (docs/performance.md).
@@ -119,7 +119,7 @@ class Performance:
 
 
 def _trained_networks(method: Method) -> list[nn.Module]:
-    # Not by requires_grad, which the updater switches from one group to the next.
+    # requires_grad cannot be used here, because the updater switches it from group to group.
     trained = {id(parameter) for group in method.parameter_groups().values() for parameter in group}
     return [network for network in method.children() if any(id(parameter) in trained for parameter in network.parameters())]
 

@@ -30,7 +30,7 @@ _CONTENTS = {"length": float, "images": int, "weights": dict[str, Tensor], "copi
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A power-function average at one time of the training.
+    """A power-function average at one point of training.
 
     Attributes:
         length: Standard deviation of its profile, as a fraction of the training time.
@@ -78,12 +78,12 @@ def save(snapshot: Snapshot, path: Path) -> None:
 
 
 def find(run_dir: Path, until: int, like: Mapping[str, Tensor]) -> list[SavedSnapshot]:
-    """Return a run's snapshots of before ``until`` images seen, after checking the contents of each file.
+    """Return a run's snapshots with fewer than ``until`` images seen, after checking the contents of each file.
 
     Args:
         run_dir: Run directory.
         until: Images seen.
-        like: Weights of the model, whose names, shapes and types those of a snapshot must have.
+        like: Weights of the model. Those of a snapshot must have the same names, shapes and types.
 
     Raises:
         CheckpointError: If a file is damaged, or is not a snapshot of this model.
@@ -145,7 +145,7 @@ def coefficients(images: Sequence[int], lengths: Sequence[float], target_images:
 
     Raises:
         ConfigError: If the snapshots do not determine such an average, because they are too few or cover only a part of the
-            training.
+            run.
     """
     unit = float(target_images)
     times = np.asarray(images, dtype=np.float64) / unit
@@ -173,7 +173,7 @@ def weights_of_length(snapshots: Sequence[Snapshot | SavedSnapshot], images: int
     """Return the weights of an average of any length.
 
     Args:
-        snapshots: Snapshots of one training, with one or more lengths. Saved ones are in memory one at a time.
+        snapshots: Snapshots of one run, with one or more lengths. Saved ones are read into memory one at a time.
         images: Images seen at which the average ends.
         length: Standard deviation of its profile, as a fraction of ``images``.
 

@@ -1,4 +1,4 @@
-"""A forward that is computed first without a graph and later again with one: same numbers, and side effects only once."""
+"""Compute a forward pass first without and later with a graph: both give the same numbers, and side effects happen once."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Linear(RateSchedule):
     """1 until ``start``, then a straight line down to ``final`` at ``duration``.
 
     Args:
-        duration: Duration of the training.
+        duration: Duration of the run.
         start: Images after which the decay begins.
         final: Factor at the end.
         warmup: See ``RateSchedule``.
@@ -73,7 +73,7 @@ class Cosine(RateSchedule):
     """Half a cosine from 1 to ``final`` (Loshchilov & Hutter 2017, equation 5, without restarts).
 
     Args:
-        duration: Duration of the training.
+        duration: Duration of the run.
         final: Factor at the end.
         warmup: See ``RateSchedule``.
     """

@@ -1,4 +1,4 @@
-"""Settings and state of a training."""
+"""Settings and state of a training run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from genimg.utils.type_hints import restored
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
-    """Durations, sizes and intervals of a training.
+    """Durations, sizes and intervals of a training run.
 
     Attributes:
-        duration: Duration of the whole training.
+        duration: Duration of the whole run.
         batch_size: Images per step, over all ranks together.
         accumulation: Number of microbatches per rank and step, to save memory; batch norm sees microbatches.
         max_grad_norm: L2 norm to which each group's gradient is clipped; None for no clipping.
@@ -70,7 +70,7 @@ class TrainerSettings:
 
 @dataclass
 class TrainingState:
-    """Progress of a training: the contents of a checkpoint besides the method and the optimizers."""
+    """Progress of a training run: the contents of a checkpoint besides the method and the optimizers."""
 
     images: int = 0
     evaluated_at: int = -1
@@ -99,12 +99,12 @@ class TrainingState:
 
     @property
     def best_description(self) -> str:
-        """Number of evaluations among which ``best`` is the best one, and its number of images, in words."""
+        """Description of ``best``: the number of evaluations that were compared, and the images seen at the best one."""
         count = self.num_evaluations
         among = "" if count is None else f" of {count} evaluation{'s' * (count != 1)}"
         return f"best{among}, at {self.best_images} images"
 
     def forget_evaluations(self) -> None:
-        """Start a new best, because the evaluation has changed and earlier values are not comparable."""
+        """Forget all evaluations, because the evaluator has changed and earlier values are not comparable."""
         self.evaluated_at, self.last, self.best, self.best_images = -1, {}, {}, -1
         self.num_evaluations, self.worse_evaluations, self.final = 0, 0, {}

@@ -52,7 +52,7 @@ class StopRequestedError(Exception):
 
 
 class WorseningError(Exception):
-    """A stopping rule of the evaluation ended the training; a checkpoint has been written."""
+    """A stopping rule of the evaluation ended training; a checkpoint has been written."""
 
 
 class _Ranks:
@@ -70,7 +70,7 @@ class _Ranks:
         self._batch_statistics.average()
 
     def vote(self, *wishes: bool) -> tuple[bool, bool]:
-        """Cast this rank's votes to stop and to save; return whether any rank voted for them a step ago."""
+        """Cast this rank's votes to stop and to save; return whether any rank voted for them in the previous step."""
         stop, save = (vote.cast(wish) for vote, wish in zip(self._votes, wishes, strict=True))
         return stop, save
 
@@ -94,7 +94,7 @@ class Trainer:
         performance: Performance settings with which the method was placed.
         seed: Seed of all randomness.
         folder: Directory of checkpoints.
-        make_logger: Function from the first step, and whether that step is already evaluated, to a logger.
+        make_logger: Function that builds a logger from the first step and from whether that step is already evaluated.
         describe: Further contents of a checkpoint (config, versions).
         profiles: Averages of the weights to keep, by name.
     """
@@ -171,12 +171,12 @@ class Trainer:
         """Train from the current state to the end.
 
         Raises:
-            NonFiniteError: If the training diverged; no checkpoint holds the broken weights.
-            StopRequestedError: After one of ``terminal.stop_signals``, with a checkpoint written.
-            WorseningError: If a stopping rule of the evaluation ends the training, with a checkpoint written.
+            NonFiniteError: If training diverges; no checkpoint holds the broken weights.
+            StopRequestedError: After one of ``terminal.stop_signals``; a checkpoint has been written.
+            WorseningError: If a stopping rule of the evaluation ends training; a checkpoint has been written.
         """
         if self.state.images < self.settings.duration:
-            self.state.final = {}  # left by a shorter training
+            self.state.final = {}  # left by a shorter run
         with raise_on_any_rank():
             self.data.load()
             logger = self.make_logger(self.progress.step, self.state.evaluated_at == self.state.images)
@@ -300,7 +300,7 @@ class Trainer:
                 raise StopRequestedError from None
 
     def _save_snapshots(self) -> None:
-        """Write the power-function averages that are due, for averages of other lengths after the training."""
+        """Write the power-function averages that are due; averages of other lengths are computed from them after training."""
         folder = self.folder.path.parent / posthoc_ema.FOLDER
         for name, average in self.averages.items():
             profile = average.profile
@@ -383,7 +383,7 @@ class Trainer:
             raise WorseningError
 
     def _evaluate_at_end(self, evaluator: ScheduledEvaluator, num_images: int, logger: Logger) -> None:
-        """Evaluate once more after the training, with more images."""
+        """Evaluate once more after training, with more images."""
         result = self._measure(evaluator, logger, "final", num_images)
         self.state.final = {"metrics": result.values, "provenance": result.provenance}
         log.info("at the end: %s", _in_short(result.values))
@@ -416,7 +416,7 @@ class Trainer:
         return result
 
     def _should_stop_evaluating(self) -> bool:
-        """Return whether to interrupt an evaluation; several ranks finish it, because their numbers of batches differ."""
+        """Return whether to interrupt an evaluation. Several ranks always finish it, as their numbers of batches differ."""
         return self.stop_signal is not None and world_size() == 1
 
     def _save(self, *, best: bool, timed: bool = False) -> None:

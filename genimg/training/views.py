@@ -174,7 +174,7 @@ def pixelate(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def jpeg(images: Tensor, strength: Tensor) -> Tensor:
-    """Quantise the cosine transform of 8x8 blocks as in JPEG, by up to 12 times its tables; colours have half resolution."""
+    """Quantise the cosine transform of 8x8 blocks as in JPEG, with up to 12 times its tables; colours have half resolution."""
     channels, height, width = images.shape[1:]
     levels = (images + 1.0) * 127.5
     if channels == 1:

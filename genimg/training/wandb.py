@@ -61,7 +61,7 @@ class WandbRecorder:
             reason = first_line(error).rstrip(".")
             raise ConfigError(
                 f"wandb cannot start a run ({reason})",
-                "log in with `wandb login`, or use the offline mode, and `wandb sync` later",
+                "log in with `wandb login`, or use the offline mode and run `wandb sync` later",
             ) from error
         self._wandb = wandb
         self._run.define_metric("images")

@@ -1,4 +1,4 @@
-"""Collectives and synchronization of the processes of torchrun. In a single process, each collective is the identity."""
+"""Collectives and synchronization of torchrun's processes. In a single process, each collective is the identity."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BUCKET = 2**24  # numbers reduced at once: few messages, little extra memory (6
 
 
 class AnotherProcessError(UserError):
-    """An error in another process, which ends this one too.
+    """An error in another process, which also ends this process.
 
     Args:
         problem: Number of the process, and its error message.
@@ -66,7 +66,7 @@ def processes_of_torchrun(device_name: str) -> Iterator[str]:
     except SystemExit:  # after a stop that all ranks agreed on
         dist.destroy_process_group()
         raise
-    # Not after an error: this waits for the other ranks, which may be waiting for a message from a failed process.
+    # This is not done after an error, because it waits for all ranks, and some may wait for a message from a failed process.
     dist.destroy_process_group()
 
 
@@ -149,7 +149,7 @@ def all_gather_rows(tensor: Tensor) -> Tensor:
 
 
 def all_gather_equal_rows(tensor: Tensor) -> Tensor:
-    """Concatenate the rows of all ranks, equally many on each; no counts are exchanged, which avoids waiting for a GPU."""
+    """Concatenate the rows of all ranks, which must be equally many. No counts are exchanged, so nothing waits for a GPU."""
     if not _several():
         return tensor
     parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
@@ -158,7 +158,7 @@ def all_gather_equal_rows(tensor: Tensor) -> Tensor:
 
 
 def broadcast_object(value: Any) -> Any:
-    """Return the first rank's value on every rank; any value that can be pickled."""
+    """Return the first rank's value on every rank; it can be any value that can be pickled."""
     if not _several():
         return value
     values = [value]
@@ -181,7 +181,7 @@ def raise_on_any_rank() -> Iterator[None]:
     """Make all ranks fail at the end of the block if one has failed, so none waits for a rank that has exited.
 
     Raises:
-        AnotherProcessError: If another rank failed; it has that rank's message, and its traceback for a bug.
+        AnotherProcessError: If another rank failed, with that rank's message, and with its traceback if it is a bug.
     """
     error: Exception | None = None
     try:

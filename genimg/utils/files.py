@@ -38,8 +38,8 @@ _FULL_IN_WORDS = ("No space left on device", "Disk quota exceeded", "inline_cont
 def atomically(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path that replaces ``path`` if the block succeeds and is removed otherwise.
 
-    The temporary file is in a new directory beside ``path`` with an unpredictable name, so no existing link is followed. One
-    left by a killed process is removed by the next write to the same path.
+    The temporary file is in a new directory beside ``path`` with an unpredictable name, so no existing link is followed. If a
+    killed process leaves such a directory, the next write to the same path removes it.
 
     Args:
         path: Path to write, which always holds either the old file, if any, or the complete new one. Missing parent
@@ -71,7 +71,7 @@ def _locked_directory(path: Path) -> Iterator[Path]:
         descriptor = _lock(folder)
         if descriptor is None or folder.is_dir():
             break
-        os.close(descriptor)  # removed by another process before it was locked
+        os.close(descriptor)  # another process removed the directory before it was locked
     try:
         yield folder
     finally:
@@ -108,7 +108,7 @@ def _lock(folder: Path) -> int | None:
 def remove_leftovers(folder: Path, name: str = "") -> None:
     """Remove incomplete files that killed processes left in a directory; best effort.
 
-    Files that a running process has locked stay. On a system without locks, all files stay.
+    Files that a running process has locked are kept. On a system without locks, all files are kept.
 
     Args:
         folder: The directory; it may be absent.
@@ -138,7 +138,7 @@ def is_temporary(name: str) -> bool:
 
 @contextlib.contextmanager
 def _naming_what_was_written(path: Path) -> Iterator[None]:
-    """Convert any error in the block that is due to a full disk to an OSError that names ``path``."""
+    """Convert any full-disk error in the block to an OSError that names ``path``."""
     try:
         yield
     except Exception as error:
@@ -187,7 +187,7 @@ def alone_in(path: Path, message: str, *, patience: float = 0.0) -> Iterator[Non
     """Hold an exclusive lock during the block; the system releases the lock of a killed process.
 
     Args:
-        path: Path of the lock file, which stays; missing parent directories are created.
+        path: Path of the lock file, which is not removed; missing parent directories are created.
         message: Message of the error.
         patience: Seconds to wait for another process.
 
@@ -271,7 +271,7 @@ def directory_atomically(path: Path, *, replace: bool = False) -> Iterator[Path]
 
 
 def _swap(new: Path, path: Path, old: Path | None) -> None:
-    """Move a directory to ``path``, whose content moves to ``old`` meanwhile; without ``old``, it is absent or empty."""
+    """Move a directory to ``path``, and first its old content to ``old``; without ``old``, ``path`` is absent or empty."""
     if old is not None:
         path.rename(old)
     elif path.exists():

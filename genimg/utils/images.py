@@ -23,7 +23,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def on_white(images: Tensor) -> Tensor:
-    """Composite float images [N, 4, H, W] in [-1, 1] with alpha onto white: [N, 3, H, W]; return others unchanged."""
+    """Composite float images with alpha, [N, 4, H, W] in [-1, 1], onto white: [N, 3, H, W]. Return other images unchanged."""
     if images.shape[1] != 4:
         return images
     opacity = (images[:, 3:] + 1.0) / 2.0

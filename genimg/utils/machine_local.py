@@ -16,12 +16,12 @@ class Required:
 class MachineLocal:
     """Marks a constructor parameter whose value decides which file is opened, as in ``weights: LocalPath``.
 
-    A checkpoint may come from anywhere. If its config could name the files that are opened, it could name one beside
-    itself, and TorchScript, torch.export and torch.hub run the code in such a file. ``Builder`` therefore rejects a value
-    of these parameters that comes from a checkpoint, unless the command line gives the same value.
+    A checkpoint may come from anywhere. If its config could choose the files that are opened, it could choose a file beside
+    the checkpoint, and TorchScript, torch.export and torch.hub run the code in such a file. ``Builder`` therefore rejects a
+    value of these parameters from a checkpoint, unless the command line gives the same value.
 
     Attributes:
-        published: Whether any config may set a value, because it names something that genimg or a publisher ships.
+        published: Function that returns whether any config may set a value, because genimg or a publisher ships the file.
         instead: Replacement for a dropped value, or ``Required``.
     """
 
@@ -30,7 +30,7 @@ class MachineLocal:
 
 
 class Importable:
-    """Marks a constructor parameter that takes a class or function, named ``package.module:name`` in a config.
+    """Marks a constructor parameter whose value is a class or function, written ``package.module:name`` in a config.
 
     The config layer imports it if its package is allowed.
     """
@@ -43,7 +43,7 @@ FoundPath = Annotated[str, MachineLocal(instead=None)]
 """An optional path; by default the file is searched for in this machine's usual place."""
 
 PublishedDigest = Annotated[str, MachineLocal(published=lambda value: value == "published", instead="published")]
-"""The digest of published weights: ``published``, or a digest given by the user."""
+"""A digest of weights: ``published``, or a digest given by the user."""
 
 
 MayDownload = Annotated[bool, MachineLocal(published=lambda value: value is False, instead=False)]
@@ -51,7 +51,7 @@ MayDownload = Annotated[bool, MachineLocal(published=lambda value: value is Fals
 
 
 def is_importable(hint: Any) -> bool:
-    """Return whether a parameter takes an object named ``package.module:name``, given its type hint with extras."""
+    """Return whether a parameter's value is written ``package.module:name``, given its type hint with extras."""
     return any(isinstance(extra, Importable) for extra in getattr(hint, "__metadata__", ()))
 
 

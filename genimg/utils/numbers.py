@@ -1,4 +1,4 @@
-"""Checks of numeric parameters; each error gives the parameter, its value and the fix."""
+"""Checks of numeric parameters. Each error message gives the parameter, its value and the fix."""
 
 from __future__ import annotations
 

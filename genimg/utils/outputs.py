@@ -1,4 +1,4 @@
-"""Image folders written atomically: a command replaces its own, detects unfinished ones, and leaves others untouched."""
+"""Output folders, written atomically: a command replaces its own folders, detects unfinished ones, and keeps all others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from genimg.utils.regular_files import UnsafeFileError, read_regular
 from genimg.utils.type_hints import fits
 
 MARK = "genimg.json"
-"""A file in every such folder that records the command, its inputs and the files that it wrote."""
+"""A file in every output folder that records the command, its inputs and the files that it wrote."""
 
 _STAMP = "Software"  # key of a PNG's text, and the name of the EXIF tag 0x0131
 _EXIF_SOFTWARE = 0x0131
@@ -35,7 +35,7 @@ def record_of(command: str, **about: Any) -> Record:
 
 
 def read_mark(folder: Path) -> Record | None:
-    """Return the record of a folder; None if no command of genimg wrote it."""
+    """Return the record of a folder; None if genimg did not write the folder."""
     try:
         found = parse_json(read_regular(folder / MARK, below=folder, most=_MOST_BYTES))
     except (OSError, ValueError, UnsafeFileError):
@@ -54,7 +54,7 @@ def require_finished(folder: Path) -> None:
     """Check that a folder was not left incomplete by a killed command.
 
     Raises:
-        DataError: If it was.
+        DataError: If it was left incomplete.
     """
     if is_unfinished(folder):
         mark = read_mark(folder) or {}
@@ -65,10 +65,10 @@ def require_finished(folder: Path) -> None:
 
 
 def require_own_folder(folder: Path, command: str) -> None:
-    """Check that a folder has only files that this command wrote, so it may replace the folder.
+    """Check that a folder has only files that this command wrote, so the command may replace the folder.
 
     Raises:
-        ConfigError: If it has other files, or cannot be replaced.
+        ConfigError: If the folder has other files, or cannot be replaced.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output={folder} is a file: name a directory")
@@ -99,7 +99,7 @@ def require_own_folder(folder: Path, command: str) -> None:
 def own_folder(path: Path, record: Record) -> Iterator[Path]:
     """Yield a temporary folder beside ``path`` that replaces it and its content if the block succeeds.
 
-    The old folder stays until the new one is complete. A killed process leaves a directory beside it for which
+    The old folder is kept until the new one is complete. A killed process leaves the temporary folder, for which
     ``is_unfinished`` is true; the next command with the same path removes it.
 
     Args:
@@ -113,18 +113,18 @@ def own_folder(path: Path, record: Record) -> Iterator[Path]:
 
 
 def stamp_archive(file: Path, record: Record) -> None:
-    """Write a record into a zip file's comment, by which ``require_own_file`` recognizes the file."""
+    """Write a record into a zip file's comment, so that ``require_own_file`` recognizes the file."""
     with zipfile.ZipFile(file, "a") as archive:
         archive.comment = json.dumps(record).encode()
 
 
 def stamp_of(command: str) -> dict[str, str]:
-    """Return the text for a PNG by which ``require_own_file`` recognizes it."""
+    """Return the text to write into a PNG, so that ``require_own_file`` recognizes the file."""
     return {_STAMP: f"{command} {genimg.__version__}"}
 
 
 def exif_of(command: str) -> Any:
-    """Return the EXIF for other picture formats by which ``require_own_file`` recognizes them."""
+    """Return the EXIF data to write into other picture formats, so that ``require_own_file`` recognizes the file."""
     from PIL import Image
 
     exif = Image.Exif()

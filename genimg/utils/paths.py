@@ -53,7 +53,7 @@ def expanded(key: str, given: object) -> Path:
 
 
 def run_directory_of(path: Path) -> Path:
-    """Return the run directory of a checkpoint or of its folder; otherwise the path itself."""
+    """Return the run directory of a checkpoint or of a folder of checkpoints; return any other path unchanged."""
     folder = path.parent if path.suffix == ".pt" else path
     return folder.parent if folder.name == "checkpoints" else folder
 

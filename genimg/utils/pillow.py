@@ -1,8 +1,8 @@
 """Safe opening of images of unknown origin with Pillow.
 
 Pillow chooses the decoder by a file's content, not its name: a PostScript program named ``005.png`` would start Ghostscript.
-So only formats are opened whose decoders start no program and read no other file, and an image is rejected by its header if
-its pixels would take more memory than those of any photo.
+Therefore only formats whose decoders start no program and read no other file are opened. An image is rejected if its header
+shows that its pixels would take more memory than those of any photo.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM",
 """Names of the formats in Pillow; JPEG includes MPO."""
 
 MOST_PIXELS = 178_956_970
-"""Width times height; twice what Pillow warns of."""
+"""Width times height; twice the number above which Pillow warns."""
 
 _MOST_BYTES = 2**30  # memory of an image during decoding
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
-_BYTES_OF_DEEP = 16  # per pixel: 16 and 32 bits are scaled in double precision
+_BYTES_OF_DEEP = 16  # per pixel, because images of 16 or 32 bits are scaled in double precision
 _BYTES = 4
 
 
@@ -75,7 +75,7 @@ def open_image(file: Path | BinaryIO, *, draft: tuple[int, int] | None = None) -
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Rotate an image to its EXIF orientation, as phones store the sensor's picture unrotated, and keep its format.
+    """Rotate an image to its EXIF orientation and keep its format. Phones store the sensor's picture unrotated.
 
     Raises:
         UndecodableImageError: If the orientation data is damaged.
@@ -110,7 +110,7 @@ def _decoding() -> Iterator[None]:
         yield
     except UnidentifiedImageError as error:  # its message is only an object's address
         raise UndecodableImageError("its format is not one that genimg reads") from error
-    except MemoryError:  # a limit of this machine: the image's own size is bounded
+    except MemoryError:  # this machine has too little memory, because the image's size is bounded
         raise
     except Exception as error:
         raise UndecodableImageError(str(error) or type(error).__name__) from error

@@ -33,8 +33,8 @@ def open_regular(path: Path, *, below: Path | None = None) -> BinaryIO:
 
     Args:
         path: Path of the file.
-        below: Directory that contains ``path``; no component of ``path`` after it may be a link. None if the user named the
-            file itself, which may then be a link.
+        below: Directory that contains ``path``; no component of ``path`` after it may be a link. None if the user gave the
+            path, which may then be a link.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -97,7 +97,7 @@ def refuse_links(path: Path, *, below: Path) -> None:
     """
     parts = path.relative_to(below).parts if path.is_relative_to(below) else ("..",)
     if ".." in parts or "\0" in str(path):
-        raise UnsafeFileError(f"{path} is outside {below}", "name it on the command line, if you trust it")
+        raise UnsafeFileError(f"{path} is outside {below}", "if you trust it, give its path on the command line")
     place = below
     for part in parts:
         place = place / part
@@ -113,7 +113,7 @@ def require_plain(folder: Path, names: Iterable[str]) -> None:
 
     Args:
         folder: The directory; it may be absent, or a link.
-        names: Names of files and directories in it; the content of these directories is checked too.
+        names: Names of files and directories in it; the contents of these directories are checked too.
 
     Raises:
         UnsafeFileError: For the first link, FIFO, socket or device.

@@ -21,12 +21,12 @@ _FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 class Stream(IntEnum):
     """The purpose of a random number. Different purposes never share the numbers of a seed.
 
-    Each comment describes the random quantity and, after the colon, its position. The seed is that of the training, the
+    Each comment describes the random quantity and, after the colon, its position. The seed is that of the training run, the
     evaluation or the command unless the comment says otherwise.
 
-    A stream's number decides how it enters the hash. Below 100 it is hashed before the seed. From 100 to 199 it is hashed
-    after the seed, minus 100. From 200 on it is not hashed: these streams differ in the form of their positions or in the
-    kind of generator that they seed. Results depend on the numbers, so never change one or reuse that of a removed stream.
+    A stream's number decides how it enters the hash. Below 100, the number is hashed before the seed. From 100 to 199, the
+    number minus 100 is hashed after the seed. From 200 on, it is not hashed: these streams differ in the form of positions or
+    the kind of generator that they seed. Results depend on the numbers, so never change one or reuse that of a removed stream.
     """
 
     PREVIEW = 1  # the seed of everything random in the preview pictures: no position

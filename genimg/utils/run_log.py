@@ -1,4 +1,4 @@
-"""The log file of a run, which is opened only once the run has begun.
+"""The log file of a run, which is opened only after the run has begun.
 
 A run that is rejected at its start must leave its directory unchanged, so earlier messages are kept in memory.
 """
@@ -13,7 +13,7 @@ STARTED = time.time()
 
 
 class RunLogHandler(logging.FileHandler):
-    """Handler that writes a log file from ``begin`` on, including earlier records. It is configured in configs/train.yaml.
+    """Handler that opens its log file in ``begin`` and then writes earlier records, too. See configs/train.yaml.
 
     Args:
         filename: Name of the log file, which is not opened before ``begin``.

@@ -17,7 +17,7 @@ _MOST_BYTES = 2**26
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a sweep's table as values by title; empty if the table is missing or unreadable.
+    """Return the rows of a sweep's table as values by column title; return no rows if the table is missing or unreadable.
 
     A row whose directory is outside the sweep is skipped with a warning.
 

@@ -34,8 +34,8 @@ class VisibleRecord(logging.LogRecord):
 class TolerantStream:
     """A text stream that drops failing writes and escapes control characters except cursor movements.
 
-    Hours of training must not end because ``tee`` was interrupted first, ``head`` has read enough, the disk of the
-    redirected log is full or the terminal was closed.
+    A long run must not end because ``tee`` was interrupted first, ``head`` has read enough, the disk of the redirected log
+    is full or the terminal was closed.
 
     Args:
         stream: Stream to write to. All other operations are passed on to it.
@@ -74,8 +74,8 @@ def protect_standard_streams() -> None:
 
     Log messages are escaped from then on.
 
-    A descriptor that is closed at the start, as by ``2>&-``, would be given to the next file that is opened, and messages
-    would then be written into a checkpoint.
+    A descriptor that is closed at the start, as by ``2>&-``, would be reused for the next file that is opened, and messages
+    could then be written into a checkpoint.
     """
     for descriptor in (0, 1, 2):
         try:
@@ -101,8 +101,8 @@ def stop_signals() -> tuple[signal.Signals, ...]:
     """Return the signals that request a stop: SIGINT (Ctrl-C), SIGTERM and, if available, SIGHUP and SIGUSR1.
 
     SIGHUP means a closed terminal, and SIGUSR1 is SLURM's notice before a time limit. SIGHUP is omitted if it is ignored,
-    because ``nohup`` requests to continue without the terminal. SIGINT is included even if it is ignored, as shells ignore it
-    for background jobs.
+    because ``nohup`` asks the command to continue without the terminal. SIGINT is included even if it is ignored, because
+    shells ignore it for background jobs.
     """
     found = [signal.SIGINT, signal.SIGTERM]
     for name in ("SIGHUP", "SIGUSR1"):

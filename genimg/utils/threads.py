@@ -22,7 +22,7 @@ def map_in_order(
     Close the generator to cancel the items that have not begun, and to wait for the others.
 
     Args:
-        function: Function of an item, which mostly runs without the GIL.
+        function: Function to apply to each item. It should mostly run without the GIL.
         items: Items.
         num_threads: Number of threads.
         stopped: Event to set before waiting for the items that have begun, for a function that can end early.

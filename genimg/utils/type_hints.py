@@ -41,7 +41,7 @@ def options_of(hint: Any) -> tuple[Any, ...]:
 
 
 def part_of(value: Any, hint: Any) -> Any:
-    """Return the hint's type for the items of a list or the values of a mapping; None for another value or hint."""
+    """Return the hint for the items of a list or the values of a mapping; None for any other value or hint."""
     origin, parts = typing.get_origin(hint) or hint, typing.get_args(hint)
     if isinstance(value, list) and origin in _LISTS and parts:
         return parts[0]
@@ -54,7 +54,7 @@ def fits(value: Any, hint: Any, is_object: Callable[[Any], bool] = lambda value:
     Args:
         value: A number, string, bool, None, list or mapping.
         hint: The type hint. A hint that is not a scalar, list, mapping, class or callable matches every value.
-        is_object: Function that returns whether a value stands for an object, which matches every class and callable.
+        is_object: Function that returns whether a value describes an object, which matches every class and callable.
     """
     options = options_of(hint)
     if len(options) > 1:
@@ -122,7 +122,7 @@ def describe_hint(hint: Any, of_object: str = "an object") -> str:
 
     Args:
         hint: The type hint.
-        of_object: Text that stands for any object.
+        of_object: Text used for any object.
     """
     options = options_of(hint)
     words = [text for kind, text in SCALARS.items() if kind in options and kind is not types.NoneType]

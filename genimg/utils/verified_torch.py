@@ -1,8 +1,8 @@
 """Load torch.save files after verifying that they hold only tensors and primitives and that every byte is intact.
 
-``torch.load`` does not check the CRC-32 of the archive's records. Even with ``weights_only=True`` it does not require that a
-file holds only tensors and primitives: it builds other classes of torch, ``bytearray`` of any length, containers of unlimited
-depth, and views with more elements than the file has bytes.
+``torch.load`` does not check the CRC-32 of the archive's records. Even with ``weights_only=True`` it accepts more than tensors
+and primitives: it builds other classes of torch, ``bytearray`` of any length, containers of unlimited depth, and views with
+more elements than the file has bytes.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _description(file: BinaryIO, records: list[zipfile.ZipInfo]) -> bytes:
 
 
 def _damage_of_copy(path: Path, file: BinaryIO, records: list[zipfile.ZipInfo]) -> str:
-    """Call ``_damage`` with another descriptor of the same file, because threads share the position of a descriptor."""
+    """Call ``_damage`` with a new descriptor of the same file, because threads share the position of a descriptor."""
     with open_regular(path) as same:
         if not os.path.sameopenfile(file.fileno(), same.fileno()):
             return "was replaced while it was read: try again"
@@ -221,7 +221,7 @@ def _extent(value: Any, depth: int, known: dict[int, tuple[int, int]]) -> tuple[
         return 1, 0
     if kind is Tensor:
         if value.layout is not torch.strided or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise DamagedFileError("holds a tensor with more elements than the file has")
+            raise DamagedFileError("holds a tensor with more elements than the file contains")
         return 1, 0
     if kind not in (dict, list, tuple):
         raise DamagedFileError(f"holds a {kind.__name__}, not only tensors and primitives")

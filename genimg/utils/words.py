@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """Return `` (did you mean 'x'?)`` if one of the words is close, else an empty text."""
+    """Return `` (did you mean 'x'?)`` if one of the words is similar, else an empty text."""
     close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

@@ -238,7 +238,7 @@ def test_as_many_images_as_are_needed_are_enough():
 @pytest.mark.parametrize("lacking", ["real", "fake"])
 def test_summaries_without_features_are_refused(metric, lacking):
     real, fake = (summary_of(features_of(20, 0), kept=side != lacking) for side in ("real", "fake"))
-    with pytest.raises(ValueError, match="no features of single images"):
+    with pytest.raises(ValueError, match="no features of individual images"):
         computed(metric, real, fake)
 
 

@@ -171,7 +171,7 @@ class Weights:
             if value:
                 path = Path(value).expanduser()
                 if not path.is_file():
-                    raise DataError(f"{source}={value} is not a file: name {self.what}")
+                    raise DataError(f"{source}={value} is not a file: set it to the path of {self.what}")
                 return path
         return None
 
@@ -183,7 +183,7 @@ class Weights:
         except (OSError, RuntimeError) as error:
             raise MissingWeightsError(
                 f"{self.what} are not at {path} and could not be downloaded ({error}): put the file {self.file} there, or "
-                f"name another place with weights=PATH or {self.variable}=PATH, or choose another evaluation",
+                f"give another path with weights=PATH or {self.variable}=PATH, or choose another evaluation",
                 key="weights",
             ) from error
 

@@ -25,15 +25,15 @@ from genimg.utils.machine_local import MachineLocal
 FORMAT = 2
 """Format of files from genimg-features. Format 1 had features pooled over the whole image, from training on clean images."""
 
-_GRID = 2  # cells a side, over which the last convolution is averaged, so the features hold positions
+_GRID = 2  # cells per side in which the last convolution is averaged, so the features contain positions
 
 
 class SmallClassifier(nn.Module):
     """Four convolutions with batch norm, a projection to features, and a linear classifier.
 
     The features are projected from the means of the last convolution over a 2x2 grid and the means of the other three, so they
-    hold position and texture in addition to content. They are centred and scaled by one number: over real images each has the
-    mean 0 and a mean square of about 1, as the polynomial kernel of the kernel distance assumes.
+    contain position and texture in addition to content. The features are centred and divided by a common scale, so that over
+    real images their mean is 0 and their mean square about 1, as the polynomial kernel of the kernel distance assumes.
 
     Args:
         channels: Number of image channels, 1 or 3.
@@ -84,7 +84,7 @@ class SmallClassifier(nn.Module):
 
 
 def _is_shipped(value: Any) -> bool:
-    """Return whether a value names a file in the package, and is not a path that leads out of it."""
+    """Return whether a value is the name of a classifier in the package, and not a path."""
     return isinstance(value, str) and f"{value}.pt" in {file.name for file in shipped_weights("any").parent.iterdir()}
 
 
@@ -110,7 +110,7 @@ class Classifier(Extractor):
             record = torch.load(path, map_location="cpu", weights_only=True)
             if record.get("format", 1) != FORMAT:
                 raise ValueError(
-                    f"it is of format {record.get('format', 1)}, and this version reads format {FORMAT}: make it again with "
+                    f"it has format {record.get('format', 1)}, and this version reads format {FORMAT}: make it again with "
                     "genimg-features, and do not compare values of the two"
                 )
             self.image_size = int(record["image_size"])

@@ -51,7 +51,7 @@ class CustomExtractor(Extractor):
 
     @torch.no_grad()
     def _has_logits(self, network: nn.Module, name: str) -> bool:
-        """Return whether the network returns logits, after a test on two and on three images that detects misfits early."""
+        """Return whether the network returns logits. Running it on two and three images detects unsuitable networks early."""
         size = self._image_size or 32
         failures: list[Exception] = []
         for channels in (3, 1) if self._prepared_channels is None else (self._prepared_channels,):
@@ -63,7 +63,7 @@ class CustomExtractor(Extractor):
         else:
             raise ConfigError(
                 f"name={name} is a network that cannot be run on two and on three images of {channels} channels and "
-                f"{size}x{size} pixels ({in_one_line(failures[0])}): set channels and image_size to what it takes; an exported "
+                f"{size}x{size} pixels ({in_one_line(failures[0])}): set channels and image_size to its input; an exported "
                 "program needs a dynamic batch dimension"
             ) from failures[0]
         parts = outputs[0] if isinstance(outputs[0], tuple | list) else (outputs[0],)
@@ -88,8 +88,8 @@ class Module(CustomExtractor):
         network: Network from float images [N, C, H, W] in [-1, 1] to features [N, D], or to features and logits [N, K].
         weights: Path of its state_dict; None keeps the initial weights.
         sha256: Digest of that file; None accepts any.
-        channels: Number of channels (1 or 3) that images are converted to; None keeps theirs.
-        image_size: Size in pixels that images are resized to; None keeps theirs.
+        channels: Number of channels (1 or 3) that images are converted to; None keeps their number.
+        image_size: Size in pixels that images are resized to; None keeps their size.
 
     Raises:
         DataError: If the weights do not exist, have another digest, or do not fit the network.

@@ -1,7 +1,7 @@
-"""Networks trained without ImageNet's labels, DINOv2 and CLIP, on images resized as for published tables.
+"""DINOv2 and CLIP: networks trained without ImageNet's labels. Images are resized as for published tables.
 
-Their metrics end in ``_bicubic``, because images were resized by TensorFlow 1's bilinear filter until November 2026, which gave
-other values.
+The names of their metrics end in ``_bicubic``, because until November 2026 images were resized by TensorFlow 1's bilinear
+filter, which gave other values.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class DINOv2(Extractor):
     filter in 8 bits, and normalised by ImageNet's mean and deviation.
 
     The network's code is run from the directory $GENIMG_DINOV2_REPOSITORY, a checkout of facebookresearch/dinov2, else from
-    torch hub's cache, else downloaded. A config cannot name it, because a config may come from a downloaded checkpoint.
+    torch hub's cache, else downloaded. A config cannot set the directory, because it may come from a downloaded checkpoint.
 
     Args:
         model: ``dinov2_vits14``, ``dinov2_vitb14``, ``dinov2_vitl14`` or ``dinov2_vitg14``.
@@ -154,7 +154,7 @@ def _from_hub(model: str, may_download: bool) -> nn.Module:
     try:
         if local:
             return torch.hub.load(str(Path(local).expanduser()), model, source="local", pretrained=False)
-        # Validation knows only branches and tags, but this is a commit, to pin the code.
+        # torch hub's validation accepts only branches and tags, but a commit pins the code.
         return torch.hub.load(f"facebookresearch/dinov2:{_DINOV2_COMMIT}", model, pretrained=False, skip_validation=True)
     except Exception as error:  # the repository's code may raise any exception
         raise DataError(

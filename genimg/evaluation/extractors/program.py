@@ -15,7 +15,7 @@ from genimg.utils.machine_local import LocalPath
 
 
 class Program(CustomExtractor):
-    """A network saved by ``torch.export.save``, which needs none of your code. Its batch dimension must be dynamic.
+    """A network saved by ``torch.export.save``, which loads without its source code. Its batch dimension must be dynamic.
 
     Args:
         program: Path of the .pt2 file.

@@ -48,7 +48,7 @@ def _to_8_bits(sums: Tensor) -> Tensor:
 def _weights(inputs: int, outputs: int) -> Tensor:
     """Return Pillow's weights [inputs, outputs] as integers in units of 2^-22."""
     scale = inputs / outputs
-    stretch = max(scale, 1.0)  # of the filter, whose support is 2 pixels on either side
+    stretch = max(scale, 1.0)  # factor by which the filter is widened; its support is 2 pixels on either side
     centres = (np.arange(outputs) + 0.5) * scale
     first = np.maximum((centres - 2.0 * stretch + 0.5).astype(np.int64), 0)
     last = np.minimum((centres + 2.0 * stretch + 0.5).astype(np.int64), inputs)  # exclusive
