@@ -100,7 +100,7 @@ def take_out(config: Node, builder: Builder, groups: Sequence[str] | None = None
     for place in dropped:
         log.warning(
             "%s=%s comes from the checkpoint's config and is not used, because a checkpoint never decides which files are "
-            "opened (%s is used instead): if you trust it, name it on the command line with ++%s=VALUE",
+            "opened (%s is used instead): if you trust it, set ++%s=VALUE on the command line",
             place.key, place.value, "null" if place.mark.instead is None else place.mark.instead, place.key,
         )  # fmt: skip
         place.set(place.mark.instead)
