@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from genimg.methods.latent import Latent
 from genimg.methods.modes import eval_mode, take_standing_statistics
 from genimg.networks.conditioning import conditional
 from genimg.networks.discriminator import DiscriminatorOutput, as_discriminator_output
+from genimg.networks.style_based import StyleBased
 from genimg.types import Batch, Metrics, Microbatches, Progress
 from genimg.utils.numbers import require_least
 from genimg.utils.rng import Stream, keys_of
@@ -46,19 +47,6 @@ Penalty = DiscriminatorPenalty | GeneratorPenalty | WeightClipping
 
 _Forward = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Real and generated images and their logits, from the forward passes of the discriminator's update."""
-
-
-@runtime_checkable
-class StyleBased(Protocol):
-    """A generator with styles that can be truncated and per-pixel noise, such as StyleGAN2's (Karras et al. 2019, 2020)."""
-
-    def map_latents(self, latent: Tensor, condition: Tensor, truncation: float = 1.0) -> Tensor:
-        """Map latents [N, Z] and raw conditions to styles: truncation 0 gives the average style, and 1 truncates nothing."""
-        ...
-
-    def synthesize(self, styles: Tensor, noise_key: Tensor | None = None, noise_strength: float = 1.0) -> Tensor:
-        """Map styles to images [N, C, H, W]. Keys, int64 [N], determine the noise of each image; None uses fixed noise."""
-        ...
 
 
 class GAN(ConditionalMethod):

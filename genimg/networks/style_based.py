@@ -1,0 +1,20 @@
+"""Interface of generators with styles."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+
+@runtime_checkable
+class StyleBased(Protocol):
+    """A generator with styles that can be truncated and per-pixel noise, such as StyleGAN2's (Karras et al. 2019, 2020)."""
+
+    def map_latents(self, latent: Tensor, condition: Tensor, truncation: float = 1.0) -> Tensor:
+        """Map latents [N, Z] and raw conditions to styles: truncation 0 gives the average style, and 1 truncates nothing."""
+        ...
+
+    def synthesize(self, styles: Tensor, noise_key: Tensor | None = None, noise_strength: float = 1.0) -> Tensor:
+        """Map styles to images [N, C, H, W]. Keys, int64 [N], determine the noise of each image; None uses fixed noise."""
+        ...
