@@ -98,7 +98,7 @@ def test_a_classifier_of_a_folder_evaluates_images_by_the_config_beside_it(home:
     [
         (("only",), ["name=greys"], ["data=folder has no labels", "its own subdirectory"]),
         (("dark", "bright"), ["name=my-greys"], ["name=my-greys", "letters, digits and _"]),
-        (("dark", "bright"), ["name=greys", "data.image_size=[16,24]"], ["square ones", "16x24 pixels", "data.image_size"]),
+        (("dark", "bright"), ["name=greys", "data.image_size=[16,24]"], ["square images", "16x24 pixels", "data.image_size"]),
     ],
 )
 def test_bad_input_gets_one_clear_message_and_leaves_nothing(
