@@ -149,7 +149,8 @@ CONSTANT = {
     "AdversarialLoss": {"boundary"}, "Truncated": {"limit"}, "GradientPenalty": {"center"}, "LeCam": {"decay"},
     "PathLength": {"decay"}, "ReconstructionLoss": {"epsilon"}, "GAN": {"dequantisation"}, "CodeOptions": {"temperature"},
     "LatentOptions": {"truncation"}, "StyleOptions": {"truncation"},
-    "CUT": {"mirror_probability"}, "Consistency": {"max_shift_share"}, "DeterministicAutoencoder": set(), "Gaussian": None, "ExportSpec": None,
+    "CUT": {"mirror_probability"}, "Consistency": {"max_shift_share"}, "DeterministicAutoencoder": set(),
+    "Gaussian": None, "ExportSpec": None,
     "Linear": None, "Cosine": None, "VQVAE": {"data_variance"},
 }  # fmt: skip
 

@@ -287,7 +287,7 @@ WORDS = {
     "activation", "architecture", "backbone", "binarisation", "blur", "channels_last", "compile", "convolution",
     "direction", "entity", "fit", "fused_optimizer", "gamma", "group", "head", "held_out", "initialisation", "kind",
     "labels", "meaning", "mode", "model", "name", "noise", "normalisation", "padding", "policy", "pooling", "project",
-    "regulariser", "resampling", "residual", "best_by", "sampled_mode", "shape", "space", "split", "stop_if",
+    "regulariser", "remarks", "resampling", "residual", "best_by", "sampled_mode", "shape", "space", "split", "stop_if",
     "tags",
     "upsampling",
 }  # fmt: skip
