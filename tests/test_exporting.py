@@ -267,6 +267,19 @@ def test_a_truncation_that_a_statement_does_not_include_is_refused(monkeypatch: 
         exportable(Triples(), Choices(truncation=0.5), FACTS)
     monkeypatch.setattr(Triples, "includes", True)
     exportable(Triples(), Choices(truncation=0.5), FACTS)
+    own = Triples.export_spec
+    monkeypatch.setattr(Triples, "export_spec", lambda self, truncation: replace(own(self, truncation), truncation=0.7))
+    with raises(ConfigError, word="truncation=0.5"):
+        exportable(Triples(), Choices(truncation=0.5), FACTS)
+
+
+def test_an_input_without_values_is_named() -> None:
+    spec = Triples().export_spec(None)
+    unknown = replace(spec.inputs[0], name="unknown", random=None)
+    method = Triples()
+    method.export_spec = lambda truncation: replace(spec, inputs=(unknown,))  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="unknown"):
+        exportable(method, Choices(), FACTS)
 
 
 def documented(page: str, containing: str) -> dict[str, Any]:

@@ -131,7 +131,8 @@ class TrainedCheckpoint:
         now = [
             posthoc_ema.Snapshot(length, self.images, self.state["averages"][name], copied) for name, length in lengths.items()
         ]
-        return posthoc_ema.weights_of_length([*saved, *now], self.images, self.weights)
+        earlier = [each for each in saved if each.images < self.images]
+        return posthoc_ema.weights_of_length([*earlier, *now], self.images, self.weights)
 
     def method(self, device: torch.device) -> Method:
         """Build the model with its weights, on the device, in evaluation mode, without training-only components.

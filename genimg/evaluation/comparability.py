@@ -65,7 +65,7 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> list[Differenc
 
     The order of several extractors does not matter: each is compared with the one of the same name.
     """
-    second = _in_order_of(first, second)
+    first, second = _aligned(first, second)
     a, b = (
         flatten({key: side.get(key) for key in (*_SECTIONS, *_OPTIONAL) if key in side or key in _SECTIONS})
         for side in (first, second)
@@ -85,28 +85,33 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> list[Differenc
     return sorted(found, key=lambda difference: not difference.matters)
 
 
-def _in_order_of(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Reorder the extractors of ``second`` to start with the first extractor of ``first``, if ``second`` also has it."""
-    places, name, own_name = _places(second), _name(first), _name(second)
-    if name == own_name or name not in places:
-        return second
-    chosen, real = second["additional"][places[name]], second.get("real")
-    real = real if isinstance(real, dict) else {}
-    own = {"extractor": second.get("extractor"), "metrics": second.get("metrics"), "num_kept": real.get("num_kept")}
-    others = {place: each for place, each in second["additional"].items() if place != places[name]}
-    return second | {
-        "extractor": chosen["extractor"],
-        "metrics": chosen.get("metrics"),
-        "real": real | {"num_kept": chosen.get("num_kept")},
-        "additional": others | {_places(first).get(own_name, own_name): own},
+def _aligned(first: dict[str, Any], second: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return both provenances with a common extractor first, if there is one, and the others by name."""
+    sides = (first, second)
+    known = [_by_name(side) for side in sides]
+    common = next((name for name in map(_name, sides) if name and all(name in each for each in known)), None)
+    if common is None or not any("additional" in side for side in sides):
+        return sides
+    return tuple(_led_by(common, side, each) for side, each in zip(sides, known, strict=True))  # type: ignore[return-value]
+
+
+def _by_name(side: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what was measured with each extractor, by its name."""
+    additional, real = side.get("additional"), side.get("real")
+    own = {key: side.get(key) for key in ("extractor", "metrics")}
+    own["num_kept"] = real.get("num_kept") if isinstance(real, dict) else None
+    others = additional.values() if isinstance(additional, dict) else ()
+    return {_name(each): each for each in (own, *others) if isinstance(each, dict)}
+
+
+def _led_by(name: str, side: dict[str, Any], known: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    main, real = known[name], side.get("real")
+    return side | {
+        "extractor": main.get("extractor"),
+        "metrics": main.get("metrics"),
+        "real": (real if isinstance(real, dict) else {}) | {"num_kept": main.get("num_kept")},
+        "additional": {other: each for other, each in known.items() if other != name},
     }
-
-
-def _places(provenance: dict[str, Any]) -> dict[str, str]:
-    """Return the keys of the additional extractors, by extractor name."""
-    additional = provenance.get("additional")
-    pairs = additional.items() if isinstance(additional, dict) else ()
-    return {_name(each): place for place, each in pairs if isinstance(each, dict) and _name(each)}
 
 
 def _name(measured: dict[str, Any]) -> str:

@@ -37,7 +37,7 @@ def exportable(method: Method, choices: Choices, facts: DataFacts) -> ExportedNe
     """
     if isinstance(method, Exports):
         spec = method.export_spec(choices.truncation)
-        refuse_choices(method, choices, *(["truncation"] if spec.truncation is not None else []))
+        refuse_choices(method, choices, *(["truncation"] if spec.truncation == choices.truncation else []))
         return _stated(method, spec)
     if isinstance(method, Translates):
         return exported_translator(method, choices, facts)
@@ -54,6 +54,10 @@ def exportable(method: Method, choices: Choices, facts: DataFacts) -> ExportedNe
 def _stated(method: Method, spec: ExportSpec) -> ExportedNetwork:
     """Return the network described by a method's ``export_spec``."""
     device = next(method.parameters()).device
+    known = method.draw(range(1), 0).keys() if isinstance(method, Generates) else ()
+    for port in spec.inputs:
+        if port.random is None and port.name not in known:
+            raise ValueError(f"the input {port.name} of export_spec needs a function random, because draw() does not return it")
 
     def draw(count: int, seed: int, height: int, width: int) -> Inputs:
         drawn = method.draw(range(count), seed) if isinstance(method, Generates) else {}

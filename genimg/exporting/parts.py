@@ -169,6 +169,8 @@ def refuse_choices(method: object, choices: Choices, *welcome: str) -> None:
     for key, advice in _ADVICE.items():
         value = getattr(choices, key)
         if value is not None and key not in welcome:
-            if isinstance(method, Translates) and key == "truncation":
-                advice = "this model has no latents: remove it"
+            if isinstance(method, Translates):
+                advice = (
+                    "this model has no latents: remove it" if key == "truncation" else "its export_spec ignores it: remove it"
+                )
             raise ConfigError(f"{key}={value} has no effect on the export of a {type(method).__name__}: {advice}")

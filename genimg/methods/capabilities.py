@@ -233,10 +233,18 @@ class PreparesSaving(Protocol):
         ...
 
 
-CAPABILITIES = (
-    Generates, TakesConditions, Reconstructs, SamplesNearby, HasLikelihood, Translates, Exports, RegularisesLazily,
-    PreparesSaving,
-)  # fmt: skip
+CAPABILITIES: dict[type, str] = {
+    Generates: "sample",
+    TakesConditions: "random_labels",
+    Reconstructs: "reconstruct",
+    SamplesNearby: "perturb",
+    HasLikelihood: "log_likelihood",
+    Translates: "translate",
+    Exports: "export_spec",
+    RegularisesLazily: "lazy_regularisation_ratio",
+    PreparesSaving: "before_saving",
+}
+"""All capabilities, each with the function that says that a class means to have it."""
 
 
 def offers(kind: type, capability: type) -> bool:
@@ -245,16 +253,16 @@ def offers(kind: type, capability: type) -> bool:
 
 
 def require_whole_capabilities(kind: type) -> None:
-    """Reject a class that has only some functions of a capability, because the capability would be silently ignored.
+    """Reject a class that has the main function of a capability but lacks others, because the capability would be ignored.
 
     Raises:
         TypeError: If functions are missing; the message names them.
     """
-    for capability in CAPABILITIES:
+    for capability, main in CAPABILITIES.items():
         missing = _missing(kind, capability)
-        if missing and (present := [name for name in _members(capability) if name not in missing]):
+        if main not in missing and missing:
             raise TypeError(
-                f"{kind.__name__} has {present[-1]} but lacks {', '.join(missing)} of {capability.__name__} (docs/extending.md)"
+                f"{kind.__name__} has {main}() but lacks {', '.join(missing)} of {capability.__name__} (docs/extending.md)"
             )
 
 

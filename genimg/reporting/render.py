@@ -110,8 +110,9 @@ def _report(directories: Sequence[Path], output: Path) -> Report:
     if commit := git_commit():
         made += f", commit {commit[:12]}{'-dirty' * commit.endswith('-dirty')}"
     return Report(
-        output, output.with_suffix(".csv"), output.with_suffix(".md"), directories, runs,
-        len(directories) == 1 and is_sweep(directories[0]), ranking, swept, differing, found, shared, f"{made}).",
+        html=output, csv=output.with_suffix(".csv"), markdown=output.with_suffix(".md"), directories=directories, runs=runs,
+        is_sweep=len(directories) == 1 and is_sweep(directories[0]), ranking=ranking, swept=swept, differing=differing,
+        importances=found, shared=shared, made=f"{made}).",
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from genimg.evaluation.directions import declared_direction
 from genimg.utils.mappings import flatten
 
-_GREATEST = 1e150  # largest number that is shown, because its square is still finite
+GREATEST = 1e150  # largest number that is shown, because its square is still finite
 _STORAGE = {"device": "on the device", "host": "in memory", "workers": "on disk, read by workers"}
 
 
@@ -255,7 +255,7 @@ def parsed(override: str) -> tuple[str, str]:
 def finite_numbers(found: Any) -> dict[str, float]:
     """Return the finite numbers of a mapping by key; empty if ``found`` is not a mapping."""
     pairs = found.items() if isinstance(found, dict) else ()
-    return {str(key): float(value) for key, value in pairs if type(value) in (int, float) and abs(value) < _GREATEST}
+    return {str(key): float(value) for key, value in pairs if type(value) in (int, float) and abs(value) < GREATEST}
 
 
 def _speed_of(records: Iterable[Mapping[str, Any]]) -> tuple[float | None, float | None, float | None]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeGuard
 
-from genimg.reporting.runs import Run
+from genimg.reporting.runs import GREATEST, Run
 
 _NOT_OF_THE_TRAINING = ("run_dir", "resume", "resume_force", "traceback", "print_config", "dry_run")
 _CONSTANTS = {"true": True, "false": False, "null": None}
@@ -43,8 +42,8 @@ def number_or_text(text: str) -> Setting:
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
-    """Return whether a value is a finite number; Booleans are not numbers."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Return whether a value is a number that can be shown; Booleans, NaN and infinite values are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < GREATEST
 
 
 def differing_keys(runs: Sequence[Run]) -> dict[str, list[Any]]:

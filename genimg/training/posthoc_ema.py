@@ -6,8 +6,9 @@ Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +52,18 @@ class SavedSnapshot:
 
     Attributes:
         length, images, copied: See Snapshot.
-        path: Path of the file.
+        read: Function that reads and checks the file.
     """
 
     length: float
     images: int
     copied: tuple[str, ...]
-    path: Path
+    read: Callable[[], dict[str, Any]]
 
     @property
     def weights(self) -> dict[str, Tensor]:
         """Weights and buffers by name, from the file."""
-        weights: dict[str, Tensor] = checkpoint.load(self.path)["weights"]
+        weights: dict[str, Tensor] = self.read()["weights"]
         return weights
 
 
@@ -78,7 +79,7 @@ def save(snapshot: Snapshot, path: Path) -> None:
 
 
 def find(run_dir: Path, until: int, like: Mapping[str, Tensor]) -> list[SavedSnapshot]:
-    """Return a run's snapshots with fewer than ``until`` images seen, after checking the contents of each file.
+    """Return a run's snapshots with at most ``until`` images seen, after checking the contents of each file.
 
     Args:
         run_dir: Run directory.
@@ -90,12 +91,18 @@ def find(run_dir: Path, until: int, like: Mapping[str, Tensor]) -> list[SavedSna
     """
     found = []
     for path in sorted((run_dir / FOLDER).glob("*-step-*.pt")):
-        state = checkpoint.load(path, below=run_dir)
-        if not _is_snapshot(state, like):
-            raise CheckpointError(f"{path} is not a snapshot of this model's averaged weights", "remove it")
-        if state["images"] < until:
-            found.append(SavedSnapshot(state["length"], state["images"], tuple(state["copied"]), path))
+        read = partial(_read, path, run_dir, like)
+        state = read()
+        if state["images"] <= until:
+            found.append(SavedSnapshot(state["length"], state["images"], tuple(state["copied"]), read))
     return found
+
+
+def _read(path: Path, run_dir: Path, like: Mapping[str, Tensor]) -> dict[str, Any]:
+    state = checkpoint.load(path, below=run_dir)
+    if not _is_snapshot(state, like):
+        raise CheckpointError(f"{path} is not a snapshot of this model's averaged weights", "remove it")
+    return state
 
 
 def _is_snapshot(state: Mapping[str, Any], like: Mapping[str, Tensor]) -> bool:

@@ -157,6 +157,15 @@ def test_the_page_is_self_contained_and_reads_well(sweep: Path) -> None:
     assert "prefers-reduced-motion" in text
 
 
+def test_several_sweeps_together_are_runs(tmp_path: Path) -> None:
+    """And a number that is too large to show is no obstacle."""
+    jobs = {name: ([*settings, "seed=" + "9" * 400], value) for name, (settings, value) in JOBS.items()}
+    sweeps = [write_sweep(tmp_path / "one", JOBS), write_sweep(tmp_path / "two", jobs)]
+    for chosen, words in ((sweeps[:1], "5 jobs of a sweep"), (sweeps, "10 runs")):
+        write_report(chosen, tmp_path / "report.html")
+        assert words in (tmp_path / "report.html").read_text()
+
+
 def test_without_a_script_the_first_and_last_pictures_and_all_curves_are_there(sweep: Path) -> None:
     page, _ = report([sweep], sweep / "report.html")
     alts = [found["alt"] for found, _ in page.all("img")]
