@@ -106,11 +106,12 @@ def _by_name(side: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _led_by(name: str, side: dict[str, Any], known: dict[str, dict[str, Any]]) -> dict[str, Any]:
     main, real = known[name], side.get("real")
-    return side | {
+    others = {other: each for other, each in known.items() if other != name}
+    return {key: value for key, value in side.items() if key != "additional"} | {
         "extractor": main.get("extractor"),
         "metrics": main.get("metrics"),
         "real": (real if isinstance(real, dict) else {}) | {"num_kept": main.get("num_kept")},
-        "additional": {other: each for other, each in known.items() if other != name},
+        **({"additional": others} if others else {}),
     }
 
 
