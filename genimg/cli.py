@@ -29,7 +29,7 @@ from genimg.commands.failures import Failure, end, leave
 from genimg.config import help, resolvers
 from genimg.config.additional_extractors import with_additional_extractors
 from genimg.config.messages import explain_flag
-from genimg.config.sampling_arguments import with_sampling_options
+from genimg.config.sampling_arguments import with_open_sampling, with_sampling_options
 from genimg.errors import ConfigError
 from genimg.utils.paths import config_dir
 from genimg.utils.terminal import protect_standard_streams
@@ -138,7 +138,7 @@ def _command(
             return
         typed = sys.argv[1:]
         rewritten = typed if rewrite is None else rewrite(typed)
-        sys.argv[1:] = in_hydras_order(with_additional_extractors(rewritten))
+        sys.argv[1:] = in_hydras_order(with_additional_extractors(with_open_sampling(rewritten)))
         if help.is_requested(typed):
             of_model = _member(model_help)(typed) if model_help and value_of("ckpt", typed) else None
             yield partial(print, help.page(primary, sys.argv[1:], of_model=of_model))

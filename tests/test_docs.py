@@ -53,7 +53,7 @@ def test_the_worked_examples_of_extending_run_as_they_stand(tmp_path: Path) -> N
 def test_a_family_is_one_short_file_and_one_yaml() -> None:
     shown = dict(FILES.findall((ROOT / "docs" / "extending.md").read_text()))
     assert len(shown["my_package/flow.py"].splitlines()) <= 80
-    assert {name for name in shown if "flow" in name} == {"my_package/flow.py", "my_configs/model/flow.yaml"}
+    assert {name for name in shown if "flow" in name} == {"my_package/flow.py", "my_configs/model/my_flow.yaml"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

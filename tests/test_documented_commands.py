@@ -47,6 +47,7 @@ REPLACED = [  # parts of arguments, and what stands for them here
 ]
 RUNS_FOR = [  # of words that a command holds, the run that RUN is; the first that fits
     (r"^genimg-translate|classical=true", "denoiser"),
+    (r"guidance=|steps=\d+($| )|evaluation=likelihood num_samples=1 ", "flow"),
     (r"text=", "texts"),
     (r"weights=(slow|0)", "averages"),
     (r"temperature=", "codes"),
@@ -74,12 +75,13 @@ SMALLER = {  # where a command holds such words, what makes it small
 }
 TRAINING = ["trainer.duration=2 steps", "trainer.batch_size=8", "trainer.preview_images=4"]
 OF_EVALUATION = {"likelihood": ["evaluation.num_samples=2"], "translation": [], "unpaired_translation": []}
-MODELS = tiny.SIZES | tiny.AUTOENCODERS | tiny.TRANSLATORS
+MODELS = tiny.SIZES | tiny.AUTOENCODERS | tiny.TRANSLATORS | tiny.DENOISERS
 RUNS = {
     "digits": ["model=dcgan_small", "data=mnist", "conditioning=projection", "evaluation=mnist"],
     "texts": ["conditioning=text", "data.num_images=64", "evaluation=none"],
     "autoencoder": ["model=vae_small", "data=mnist", "evaluation=none"],
     "denoiser": ["model=restoration", "task=denoise", "data.num_images=64", "evaluation=translation"],
+    "flow": ["model=flow_small", *tiny.DIFFUSION, "data=mnist", "conditioning=label", "evaluation=mnist"],
     "codes": ["model=vq_vae_small", *tiny.AUTOENCODERS["vq_vae_small"], "data.num_images=64", "evaluation=none"],
     "averages": [
         "model=dcgan_small",

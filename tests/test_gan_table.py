@@ -45,7 +45,7 @@ def test_the_table_has_every_network_loss_conditioning_penalty_and_augmentation(
 
     assert of_gans("model", "genimg.methods.gan.GAN") - {"dcgan_small"} == set(NETWORKS)  # that of dcgan, with other settings
     assert of_gans("loss", "AdversarialLoss") == set(LOSSES)
-    assert options("conditioning") == {"none", "text", "clip_text", *HEADS, *NORMALISED}
+    assert options("conditioning") == {"none", "text", "clip_text", "label", "caption", *HEADS, *NORMALISED}
     assert options("penalty") == {"path_length", "r1_lazy", "r1_r3gan", "r2_r3gan", *PENALTIES}  # forms of r1 and r2
     assert options("discriminator_augment") == {"none", *AUGMENTATIONS}
 

@@ -17,6 +17,7 @@ LAYERS = {
     "genimg.utils": 1,
     "genimg.schedules": 2,
     "genimg.data": 3,
+    "genimg.diffusion": 3,
     "genimg.losses": 3,
     "genimg.networks": 3,
     "genimg.methods": 4,

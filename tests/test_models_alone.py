@@ -76,6 +76,12 @@ FACTS: dict[str, tuple[str, tuple[str, float, list[float] | None], dict[str, Any
     # van den Oord et al. 2017
     "vq_vae": ("l2", ADAM, {}, 128, "250k steps", None),
     "vq_vae_small": ("l2", ADAM, {}, 64, None, None),
+    # Ho et al. 2020; Tong et al. 2024; Karras et al. 2022; this project's
+    "ddpm": ("denoising", ("Adam", 2e-4, None), {}, 128, "800k steps", None),
+    "flow": ("denoising", ("Adam", 2e-4, None), {}, 128, "400k steps", None),
+    "diffusion": ("denoising", ADAM, {}, 512, "200M images", None),
+    "flow_small": ("denoising", ADAM, {}, 64, None, None),
+    "diffusion_small": ("denoising", ADAM, {}, 64, None, None),
 }  # fmt: skip
 
 

@@ -150,7 +150,8 @@ CONSTANT = {
     "PathLength": {"decay"}, "ReconstructionLoss": {"epsilon"}, "GAN": {"dequantisation"}, "CodeOptions": {"temperature"},
     "LatentOptions": {"truncation"}, "StyleOptions": {"truncation"},
     "CUT": {"mirror_probability"}, "Consistency": {"max_shift_share"}, "DeterministicAutoencoder": set(),
-    "Gaussian": None, "ExportSpec": None,
+    "Gaussian": None, "ExportSpec": None, "DiffusionOptions": None, "DenoisingLoss": {"gamma"},
+    "Diffusion": {"condition_dropout", "sigma_data"},
     "Linear": None, "Cosine": None, "VQVAE": {"data_variance"},
 }  # fmt: skip
 

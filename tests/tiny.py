@@ -130,6 +130,14 @@ AUTOENCODERS = {
 }
 """The same for autoencoders; ``test_vae_table`` walks through them."""
 
+DIFFUSION = [
+    "model.network.width=8", "model.network.multipliers=[1,2]", "model.network.num_blocks=1",
+    "model.network.attention_sizes=[]", "model.network.channels_per_head=null",
+]  # fmt: skip
+"""The same for every diffusion and flow-matching model; ``test_diffusion_table`` walks through them."""
+
+DENOISERS = dict.fromkeys(("diffusion", "diffusion_small", "flow", "flow_small", "ddpm"), DIFFUSION)
+
 _TRANSLATOR = ["model.translator.width=4", "task=denoise"]
 _PATCHES = ["width=4", "num_strided=1"]
 _ONE_WAY = [

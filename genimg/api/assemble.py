@@ -297,7 +297,7 @@ def describe_parts(parts: TrainingComponents) -> None:
         log.info("held out for the evaluation: %d", len(source.validation))
     if source.labels is not None and not {"label", "caption", "source"} & set(parts.method.batch_keys):
         log.warning(
-            "the data's %d classes are ignored: to generate a chosen one, set conditioning=projection (GAN) or concat (VAE)",
+            "the data's %d classes are ignored: to generate a chosen one, set conditioning=projection (GAN) or label (others)",
             len(source.class_names),
         )
     counts = (f"{name} {sum(p.numel() for p in parameters):,}" for name, parameters in groups.items())

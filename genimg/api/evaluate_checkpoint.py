@@ -209,7 +209,7 @@ def _evaluate_samples(request: Request, checkpoint: TrainedCheckpoint, device: t
         ):  # held_out= may have any size: it is used only for neighbours
             own = _held_out(request, checkpoint, real, device)
         side, images = _to_reconstruct(request, real.images, own)
-        result = evaluator.with_reconstructions(result, method, images, side, device)
+        result = evaluator.with_input_metrics(result, method, images, side, device)
     what = f"{checkpoint.path}, trained on {checkpoint.images} images"
     subject = {"checkpoint": str(checkpoint.path), "images": checkpoint.images}
     report(what, with_intervals(result), result, options, device, subject)

@@ -63,6 +63,8 @@ def evaluation_of(options: Eval, chosen: Mapping[str, Any], real: Side) -> dict[
         ConfigError: If an option has no effect on this evaluation or these images.
     """
     changed = with_numbers(chosen, options, _NUMBERS)
+    if options.sampling:
+        changed["sampling"] = {**(changed.get("sampling") or {}), **options.sampling}
     if options.inception_weights is not None:
         if not uses_inception(changed):
             raise ConfigError(

@@ -27,7 +27,8 @@ _OF_STATISTICS = {
     "data_root", "inception_weights", "allow", "traceback",
 }  # fmt: skip
 _OF_CHECKPOINTS = {
-    "which", "weights", "seed", "model_mode", "classical", "table", "split", "num_samples", "conditioning", "loss", "model",
+    "which", "weights", "seed", "model_mode", "classical", "table", "split", "num_samples", "sampling", "conditioning", "loss",
+    "model",
 }  # fmt: skip
 
 

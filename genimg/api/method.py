@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -15,17 +16,28 @@ from genimg.config.compose import Config
 from genimg.config.instantiate import Builder, build_model, mounted
 from genimg.config.model_size import require_fitting
 from genimg.data.captions import caption_length, encode
+from genimg.data.corrupt import read_many_valid
 from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.facts import DataFacts
-from genimg.data.loader import available_keys
+from genimg.data.loader import NOISE_KEY, available_keys
 from genimg.data.subsets import random_order
 from genimg.data.tasks.base import Task
 from genimg.errors import ConfigError, first_line, innermost_module, is_memory_full
 from genimg.methods.base import Method
-from genimg.methods.capabilities import Generates, HasLikelihood, Reconstructs, TakesConditions, Translates
+from genimg.methods.capabilities import (
+    Denoises,
+    Generates,
+    HasLikelihood,
+    MeasuresData,
+    Reconstructs,
+    TakesConditions,
+    Translates,
+)
+from genimg.methods.sampling_options import with_one_step
 from genimg.types import Batch
 from genimg.utils.images import to_float
 
+_NUM_MEASURED, _NUM_VALUES = 2048, 2**24  # largest number of images, and of their values, for a method that measures the data
 _HOW_TO_HAVE = {
     "caption": "; captions of a folder are in its metadata.jsonl, or in a .txt beside every image (docs/data.md)",
     "label": "; the classes of a folder are its subdirectories",
@@ -63,7 +75,8 @@ def build_method(
     method: Method = build()
     refuse_unread_conditioning(config, method)
     reconstructs = isinstance(method, Reconstructs) and bool((config.get("evaluation") or {}).get("reconstructions"))
-    measured = reconstructs or measures_held_out(config, builder)
+    denoises = isinstance(method, Denoises) and bool((config.get("evaluation") or {}).get("denoised"))
+    measured = reconstructs or denoises or measures_held_out(config, builder)
     held_out = measured or isinstance(method, Translates | HasLikelihood)
     takes_some = not isinstance(config["data"].get("validation"), str)  # another split takes no images from training
     if dataset.validation is not None and takes_some and not held_out:
@@ -71,11 +84,12 @@ def build_method(
             f"data.validation={config['data']['validation']} has no effect on this model, a {type(method).__name__}, which is "
             "measured against all images: set data.validation=0, or choose a metric of held-out images such as memorisation"
         )
-    available = set(task.keys if task else available_keys(dataset))
+    available = {*(task.keys if task else available_keys(dataset)), NOISE_KEY}
     missing = [key for key in method.batch_keys if key not in available]
     if missing:
+        known = ", ".join(sorted(available - {NOISE_KEY}))
         raise ConfigError(
-            f"the model needs {', '.join(missing)}, but data {dataset.name} has only {', '.join(sorted(available))}: choose "
+            f"the model needs {', '.join(missing)}, but data {dataset.name} has only {known}: choose "
             "conditioning=none, or other data" + _HOW_TO_HAVE.get(missing[0], ""),
             key="conditioning",
         )
@@ -88,6 +102,10 @@ def build_method(
     _check_shapes(method, dataset, task)
     if isinstance(method, TakesConditions):
         method.set_condition_bank(_conditions(dataset, method, method.condition_bank_size))
+    if isinstance(method, MeasuresData) and method.measures_data and weights is None:
+        chosen = random_order(len(dataset), seed=0)[: max(64, min(_NUM_MEASURED, _NUM_VALUES // math.prod(dataset.shape)))]
+        images, _, _ = read_many_valid(dataset, chosen, allowed=len(chosen))  # the loader reports corrupt ones
+        method.set_data_statistics(to_float(torch.from_numpy(images)))
     return method
 
 
@@ -125,7 +143,8 @@ def _check_shapes(method: Method, dataset: ImageDataset, task: Task | None) -> N
             method.eval()
             method.check({"image": image} if task is None else task(image, np.arange(2, dtype=np.int64), 0))
             if isinstance(method, Generates):
-                made = tuple(method.sample(method.draw(range(2), 0)).shape[1:])
+                options = with_one_step(method.sampling_options)
+                made = tuple(method.sample(method.draw(range(2), 0), options).shape[1:])
     except (RuntimeError, ValueError) as error:
         if is_memory_full(error):
             raise

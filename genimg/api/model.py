@@ -18,11 +18,11 @@ from genimg.config.compose import compose
 from genimg.errors import ConfigError, DataError
 from genimg.evaluation.result import Evaluation
 from genimg.inference.conditions import find_conditions, repeated, require_condition
-from genimg.inference.options import sampling_options
 from genimg.inference.sample import Sampler
 from genimg.inference.translate import ImageTranslator, chosen_direction, needs_mask, way_of_training
 from genimg.methods.base import Method
 from genimg.methods.capabilities import Generates, Reconstructs, Translates
+from genimg.methods.sampling_options import sampling_options
 from genimg.training.device import choose_device
 from genimg.types import Batch, height_width
 from genimg.utils.images import to_float
@@ -265,8 +265,8 @@ class Model:
         return result
 
     @property
-    def sampling_options(self) -> type[Any] | None:
-        """Dataclass of the options that ``sample`` accepts for this model; None if it does not generate images."""
+    def sampling_options(self) -> Any:
+        """The default options of ``sample`` for this model, an object of a dataclass; None if it does not generate images."""
         return self.method.sampling_options if isinstance(self.method, Generates) else None
 
     def _capable(self, capability: type[Capability], name: str, why_not: str) -> Capability:

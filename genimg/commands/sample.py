@@ -16,9 +16,9 @@ from genimg.config.options import read_options
 from genimg.config.schema import Option, options_of
 from genimg.config.schema.commands import Sample
 from genimg.errors import ConfigError
-from genimg.inference.options import listed
 from genimg.inference.sample_request import SampleRequest, plan
 from genimg.methods.capabilities import Generates, Reconstructs, Translates
+from genimg.methods.sampling_options import listed
 from genimg.training.device import choose_device
 from genimg.utils.mappings import flatten
 from genimg.utils.outputs import record_of

@@ -78,7 +78,8 @@ def _refuse_without_effect(config: Mapping[str, Any], method_class: type[Method]
         "penalty": bool(chosen_nodes(config.get("penalty"), "penalty")) and "penalties" not in model,
         "discriminator_augment": "_target_" in (config.get("discriminator_augment") or {})
         and "discriminator_augment" not in model,
-        "conditioning": head != "none" and not offers(method_class, TakesConditions),
+        "conditioning": _is_conditional(config) and not offers(method_class, TakesConditions),
+        "sampler": "_target_" in (config.get("sampler") or {}) and "sampler" not in model,
     }
     for group, is_useless in chosen.items():
         if is_useless:
@@ -86,7 +87,7 @@ def _refuse_without_effect(config: Mapping[str, Any], method_class: type[Method]
     if head not in ("none", "concat") and "auxiliary" not in model:
         raise ConfigError(
             f"this conditioning is for a GAN's discriminator (conditioning.head={head}) and does not work with a "
-            f"{method_class.__name__}: choose conditioning=concat, for labels"
+            f"{method_class.__name__}: choose conditioning=label or conditioning=caption"
         )
     has_likelihood = "_target_" in (config.get("likelihood") or {})
     if has_likelihood != ("likelihood" in loss):
@@ -107,13 +108,20 @@ def refuse_unread_conditioning(config: Mapping[str, Any], method: Method) -> Non
     Raises:
         ConfigError: If there is such a conditioning.
     """
-    head = (config.get("conditioning") or {}).get("head", "none")
-    if head != "none" and isinstance(method, TakesConditions) and len(method.batch_keys) == 1:
+    if _is_conditional(config) and isinstance(method, TakesConditions) and not {"label", "caption"} & {*method.batch_keys}:
         raise ConfigError(
-            f"conditioning.head={head} has no effect, because no network of the model reads a condition: set "
-            "conditioning=none, or give your own network an encoder as its attribute condition (docs/extending.md)",
+            "conditioning has no effect, because no network of the model reads a condition: set conditioning=none, or give "
+            "your own network an encoder as its attribute condition (docs/extending.md)",
             key="conditioning",
         )
+
+
+def _is_conditional(config: Mapping[str, Any]) -> bool:
+    """Return whether the group ``conditioning`` gives networks a condition."""
+    group = config.get("conditioning") or {}
+    encoder = group.get("encoder")
+    target = str(encoder.get("_target_")) if isinstance(encoder, Mapping) else ""
+    return group.get("head", "none") != "none" or (bool(target) and not target.endswith(".Unconditional"))
 
 
 def check_kind(method: type[Method], source: ImageDataset, task: Task | None) -> None:

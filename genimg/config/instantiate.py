@@ -46,6 +46,7 @@ ALLOWED = (
     "genimg.data.datasets.builtin",
     "genimg.data.datasets.external",
     "genimg.data.datasets.unpaired",
+    "genimg.diffusion",
     "genimg.evaluation.evaluator",
     "genimg.evaluation.extractors.classifier",
     "genimg.evaluation.extractors.custom",

@@ -192,7 +192,8 @@ def _make_absolute(config: Any, source: Any) -> None:
 def same_measure(old: Node, new: Node) -> bool:
     """Return whether two ``evaluation`` groups compute the same metrics, so their best values can be compared."""
     indifferent = (
-        "interval", "batch_size", "cache_dir", "bootstrap", "reconstructions", "final_num_images", "stop_if", "additional",
+        "interval", "batch_size", "cache_dir", "bootstrap", "reconstructions", "denoised", "final_num_images", "stop_if",
+        "additional",
     )  # fmt: skip
     first, second = (
         {key: instantiate.present_name(value) if key == "_target_" else value

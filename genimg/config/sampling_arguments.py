@@ -1,4 +1,8 @@
-"""Sampling options of a model on the command line of genimg-sample: ``truncation=0.7`` stands for ``sampling.truncation``."""
+"""Sampling options of a model on the command line, where Hydra does not know their names.
+
+``truncation=0.7`` of genimg-sample stands for ``sampling.truncation=0.7``; the other commands have ``sampling`` or
+``evaluation.sampling``. All are checked once the model is loaded.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,15 @@ from genimg.config.schema.commands import CHECKPOINT_GROUPS
 
 
 def with_sampling_options(arguments: Sequence[str]) -> list[str]:
-    """Move every option that genimg-sample does not have to ``sampling``, which is checked once the model is loaded."""
+    """Move every option that genimg-sample does not have to ``sampling``."""
     known = {option.name for option in options_of(COMMANDS["sample"])} | {*CHECKPOINT_GROUPS, "hydra"}
     keys = [re.match(r"([A-Za-z_]\w*)=", argument) for argument in arguments]
     return [
         f"++sampling.{argument}" if key and key[1] not in known else argument
         for key, argument in zip(keys, arguments, strict=True)
     ]
+
+
+def with_open_sampling(arguments: Sequence[str]) -> list[str]:
+    """Let Hydra add keys below ``sampling`` and ``evaluation.sampling``, whose names it does not know."""
+    return [f"++{argument}" if re.match(r"(evaluation\.)?sampling\.\w+=", argument) else argument for argument in arguments]

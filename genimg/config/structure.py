@@ -17,7 +17,7 @@ from genimg.errors import CheckpointError, ConfigError
 from genimg.utils.type_hints import as_written
 
 _BUILT = ("model", "data", "loss", "optimizer", "schedule", "performance")  # training builds an object from each
-_OPTIONAL = ("conditioning", "discriminator_augment", "augment", "task", "likelihood", "logger", "debug")
+_OPTIONAL = ("conditioning", "discriminator_augment", "augment", "task", "likelihood", "sampler", "logger", "debug")
 _OF_EVERY_DATA = ("horizontal_flip", "storage", "num_workers", "max_corrupt")
 
 

@@ -31,9 +31,12 @@ from genimg.errors import ConfigError, DataError
 from genimg.types import Batch
 from genimg.utils.environment import num_cores
 from genimg.utils.images import to_float
-from genimg.utils.rng import Stream, seed_of
+from genimg.utils.rng import Stream, keys_of, seed_of
 from genimg.utils.terminal import stop_signals
 from genimg.utils.torchrun import processes_of_this_host
+
+NOISE_KEY = "noise_key"
+"""Key of the batches for random keys, int64 [N]; each is a function of the seed and the sample's position in the training."""
 
 STORAGES = ("auto", "device", "host", "workers")
 _RESIDENT_BYTES = 4 * 2**30  # above this size, decoding all images before the first step would take minutes
@@ -51,7 +54,7 @@ class ImageLoader:
         horizontal_flip: Whether to mirror a random half of the training samples.
         max_corrupt: Number of undecodable images to skip with a warning before the run stops; None if none may be skipped.
         device: Device of the batches.
-        keys: Keys of the batches: ``image``, and ``label`` and ``caption`` if the method needs them.
+        keys: Keys of the batches: ``image``, and ``label``, ``caption`` and ``noise_key`` if the method needs them.
         augment: Augmentation of training samples; None for no augmentation.
         task: Task that makes sources and targets from images; None for no task.
 
@@ -81,7 +84,7 @@ class ImageLoader:
             raise ConfigError(f"horizontal_flip={horizontal_flip} must be true or false")
         if max_corrupt is not None and (not isinstance(max_corrupt, int) or max_corrupt < 0):
             raise ConfigError(f"max_corrupt={max_corrupt} must be 0 or more images")
-        available = available_keys(source)
+        available = (*available_keys(source), NOISE_KEY)
         if "image" not in keys or not set(keys) <= set(available):
             raise DataError(f"{source.name} cannot provide {', '.join(keys)}: it has {', '.join(available)}")
         if augment is not None:
@@ -255,9 +258,13 @@ class ImageLoader:
         positions = np.arange(start, stop, dtype=np.int64)
         if self.augment is not None:
             images = self.augment(images, positions, order.seed)
+        keys: Batch = {}
+        if NOISE_KEY in self.keys:
+            bits = keys_of(order.seed, Stream.DENOISING, positions).view(np.int64)
+            keys[NOISE_KEY] = torch.from_numpy(bits).to(self.device, non_blocking=True)
         if self.task is not None:
-            return self.task(images, positions, order.seed)
-        return {**batch, "image": images.contiguous(memory_format=torch.channels_last)}
+            return self.task(images, positions, order.seed) | keys
+        return {**batch, "image": images.contiguous(memory_format=torch.channels_last)} | keys
 
 
 class UnpairedImageLoader(ImageLoader):

@@ -9,8 +9,8 @@ from typing import Any
 from genimg.utils.mappings import flatten
 
 _SECTIONS = (
-    "extractor", "generated", "real", "translation", "likelihood", "reconstructions", "metrics", "precision", "device",
-    "versions",
+    "extractor", "generated", "real", "translation", "likelihood", "reconstructions", "denoising", "metrics", "precision",
+    "device", "versions",
 )  # fmt: skip
 
 _OPTIONAL = ("additional",)  # present only in evaluations with several extractors
@@ -31,6 +31,7 @@ _CONSEQUENCES: tuple[tuple[str, bool, str], ...] = (
     ("likelihood.weights", False, "the images differ, as expected"),
     ("likelihood", True, "the measured images, the likelihood or the number of samples differ"),
     ("reconstructions", True, "other images are reconstructed"),
+    ("denoising", True, "other images are denoised"),
     ("metrics", True, "the metric is computed in another way"),
     ("additional", True, "the metrics of an additional extractor are computed in another way"),
     ("precision", False, "it changes only the last digits"),

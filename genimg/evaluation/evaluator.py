@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from genimg.evaluation.checks import (
     small_counts,
 )
 from genimg.evaluation.compare import compare
+from genimg.evaluation.denoising import DenoisingEvaluator
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.feature_extraction import collect, full_float32
 from genimg.evaluation.feature_metrics import FeatureMetrics
@@ -37,7 +39,8 @@ from genimg.evaluation.reconstruction import ReconstructionEvaluator
 from genimg.evaluation.result import Evaluation
 from genimg.evaluation.stats_cache import SavedStatistics
 from genimg.methods.base import Method
-from genimg.methods.capabilities import Generates, Reconstructs, Translates
+from genimg.methods.capabilities import Denoises, Generates, Reconstructs, Translates
+from genimg.methods.sampling_options import sampling_options
 from genimg.utils import paths
 from genimg.utils.distributed import rank, world_size
 from genimg.utils.machine_local import FoundPath
@@ -67,6 +70,8 @@ class Evaluator(ModelEvaluator):
         cache_dir: Cache directory of real statistics; None uses $GENIMG_CACHE or ~/.cache/genimg.
         lpips: LPIPS with local weights, for reconstructions; None disables it.
         additional: Further extractors with their metrics, by name.
+        sampling: Sampling options of the model, by name, which replace its defaults.
+        denoised: Number of (if possible held-out) images whose loss by noise level a diffusion model reports; 0 disables it.
     """
 
     least_num_images = 2  # for a covariance
@@ -85,6 +90,8 @@ class Evaluator(ModelEvaluator):
         cache_dir: FoundPath | None,
         lpips: LPIPS | None = None,
         additional: Mapping[str, FeatureMetrics] = _NONE,
+        sampling: Mapping[str, Any] = MappingProxyType({}),
+        denoised: int = 0,
     ) -> None:
         least = {"num_images": 2, "num_real": 2, "batch_size": 1, "bootstrap": 0, "reconstructions": 0}
         given = (num_images, num_real, batch_size, bootstrap, reconstructions)
@@ -104,6 +111,10 @@ class Evaluator(ModelEvaluator):
         self.bootstrap = bootstrap
         self.reconstructions = reconstructions
         self.lpips = lpips
+        self.sampling = dict(sampling)
+        if denoised < 0:
+            raise ValueError(f"denoised={denoised} must be 0 or more")
+        self.denoised = denoised
         self._real = RealStatistics(num_images=num_real, batch_size=batch_size, cache_dir=paths.cache_dir(cache_dir))
         self._reconstructions = ReconstructionEvaluator(
             self.extractors, num_images=reconstructions, batch_size=batch_size, lpips=lpips
@@ -150,6 +161,10 @@ class Evaluator(ModelEvaluator):
                 f"this evaluation measures images generated without an input, but the model, a {type(method).__name__}, "
                 f"{does}: choose another evaluation, such as {fitting}"
             )
+        try:
+            method.check_options(sampling_options(method, self.sampling))
+        except ConfigError as error:
+            raise error.mounted("sampling", vars(method.sampling_options)) from error
         if source is not None:
             for prefix, each in self._measured.items():
                 check_held_out(each.metrics, source, source.validation, self.num_real, prefix=prefix)
@@ -185,7 +200,7 @@ class Evaluator(ModelEvaluator):
         held_out = None if data.validation is None else DatasetImages(data.validation)
         result = self.compare(real, fake, device, should_stop, held_out=held_out)
         side, images = ("train", real) if held_out is None else ("held_out", held_out)
-        return self.with_reconstructions(result, method, images, side, device, should_stop)
+        return self.with_input_metrics(result, method, images, side, device, should_stop)
 
     def generated(
         self,
@@ -205,10 +220,17 @@ class Evaluator(ModelEvaluator):
             num_images: Number of images; None uses the evaluator's setting.
             weights: Name of these weights, for the provenance.
         """
-        count = self.num_images if num_images is None else num_images
-        return GeneratedImages(method, count=count, seed=self.seed, device=device, class_names=class_names, weights=weights)
+        return GeneratedImages(
+            method,
+            count=self.num_images if num_images is None else num_images,
+            seed=self.seed,
+            device=device,
+            class_names=class_names,
+            weights=weights,
+            options=sampling_options(method, self.sampling),
+        )
 
-    def with_reconstructions(
+    def with_input_metrics(
         self,
         result: Evaluation,
         method: Method,
@@ -217,12 +239,12 @@ class Evaluator(ModelEvaluator):
         device: torch.device,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Evaluation:
-        """Add an autoencoder's reconstruction metrics to a result; return the result of any other model unchanged.
+        """Add metrics of a model's output for real images: an autoencoder's reconstructions, or a diffusion model's loss.
 
         Args:
             result: Result of ``compare``.
             method: Model to evaluate.
-            images: Images to reconstruct: ``reconstructions`` of them, or all if there are fewer.
+            images: Images to reconstruct or denoise: ``reconstructions`` or ``denoised`` of them, or all if there are fewer.
             side: Kind of these images, for the metric names: ``held_out``, ``train``, or ``real`` for others.
             device: Device of the extractors.
             should_stop: Callback checked before every batch.
@@ -231,9 +253,12 @@ class Evaluator(ModelEvaluator):
             EvaluationInterruptedError: If ``should_stop`` returns true.
             DataError: If there are fewer than two images.
         """
-        if not (isinstance(method, Reconstructs) and self.reconstructions):
-            return result
-        return self._reconstructions.added_to(result, method, images, side, device, should_stop)
+        if isinstance(method, Reconstructs) and self.reconstructions:
+            result = self._reconstructions.added_to(result, method, images, side, device, should_stop)
+        if isinstance(method, Denoises) and self.denoised and side != "real":  # others may have another size
+            denoising = DenoisingEvaluator(num_images=self.denoised, batch_size=self.batch_size, seed=self.seed)
+            result = denoising.added_to(result, method, images, side, should_stop)
+        return result
 
     def compare(
         self,

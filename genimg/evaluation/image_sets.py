@@ -15,6 +15,7 @@ from genimg.data.loader import ImageLoader
 from genimg.data.subsets import fixed_subset, selection
 from genimg.errors import ConfigError, DataError
 from genimg.methods.capabilities import Generates, Reconstructs, TakesConditions
+from genimg.methods.sampling_options import described
 from genimg.types import Batch
 from genimg.utils.images import to_float, to_uint8
 from genimg.utils.rng import steady
@@ -136,6 +137,7 @@ class GeneratedImages(ImageSet):
         device: Device of the model.
         class_names: Class names of the training data.
         weights: Name of the model's weights, for the provenance.
+        options: Options of sampling; None for the model's default.
     """
 
     def __init__(
@@ -147,6 +149,7 @@ class GeneratedImages(ImageSet):
         device: torch.device,
         class_names: tuple[str, ...] = (),
         weights: str = "raw",
+        options: Any = None,
     ) -> None:
         self.method = method
         self.count = count
@@ -157,6 +160,7 @@ class GeneratedImages(ImageSet):
         self._shape: tuple[int, ...] | None = None
         self._finite = FiniteCheck(self.name)
         self._weights = weights
+        self.options = method.sampling_options if options is None else options
         self._labels = method.random_labels(count, seed) if isinstance(method, TakesConditions) else None
         method.before_sampling()
 
@@ -168,7 +172,7 @@ class GeneratedImages(ImageSet):
         if self._labels is not None:
             drawn["label"] = self._labels[torch.from_numpy(indices)]
         drawn = {key: value.to(self.device) for key, value in drawn.items()}
-        images = self.method.sample(drawn)
+        images = self.method.sample(drawn, self.options)
         self._finite.add(images, indices)
         self._shape = tuple(images.shape[1:])
         return to_uint8(images), drawn.get("label")
@@ -177,8 +181,7 @@ class GeneratedImages(ImageSet):
         self._finite.check()
 
     def describe(self) -> dict[str, Any]:
-        options = {key: value for key, value in vars(self.method.sampling_options()).items() if value is not None}
-        return options | {
+        return described(self.options) | {
             "source": "model",
             "image_shape": None if self._shape is None else "x".join(map(str, self._shape)),
             "weights": self._weights,

@@ -27,14 +27,14 @@ from genimg.utils.rng import Stream, keys_of
 
 
 class LikelihoodEvaluator(HeldOutEvaluator):
-    """Measure the importance-weighted negative log-likelihood (the primary metric), the ELBO and its two terms.
+    """Measure the importance-weighted negative log-likelihood (the primary metric) and, if there is one, the ELBO.
 
     The images are held-out ones, or training images if there are none. The randomness of image i depends only on (seed, i).
-    The estimate from K samples is in expectation an upper bound of the negative log-likelihood that decreases with K (Burda et
-    al. 2016, theorem 1), so K is part of its name.
+    The estimate of a VAE from K samples is in expectation an upper bound of the negative log-likelihood that decreases with K
+    (Burda et al. 2016, theorem 1), so K is part of its name.
 
     Args:
-        num_samples: Number K of latent samples per image.
+        num_samples: Number K of random samples per image: latents of a VAE, dequantisation noise of a diffusion model.
         num_images, batch_size, seed: See HeldOutEvaluator. The batch size influences the values only by rounding.
 
     Raises:
@@ -46,6 +46,7 @@ class LikelihoodEvaluator(HeldOutEvaluator):
         if num_samples < 1:
             raise ValueError(f"num_samples={num_samples} must be 1 or more")
         self.num_samples = num_samples
+        self._estimator = "iw"
 
     def check(self, method: Method, source: ImageDataset | None = None) -> None:
         if not isinstance(method, HasLikelihood):
@@ -53,11 +54,12 @@ class LikelihoodEvaluator(HeldOutEvaluator):
                 f"this evaluation needs a model with a likelihood, such as vae, and a {type(method).__name__} has none: choose "
                 "another evaluation"
             )
+        self._estimator = method.likelihood_estimator
         self.warn_without_validation(source)
 
     @property
     def primary(self) -> str:
-        return f"nll_iw{self.num_samples}_nats"
+        return f"nll_{self._estimator}{self.num_samples}_nats"
 
     @property
     def higher_is_better(self) -> bool:
@@ -101,6 +103,7 @@ class LikelihoodEvaluator(HeldOutEvaluator):
             EvaluationInterruptedError: If ``should_stop`` returns true.
             DataError: If there are too few images, or a value is not finite.
         """
+        self._estimator = method.likelihood_estimator
         count = min(num_images or self.num_images, len(data.source))
         if count < world_size():
             raise DataError(
@@ -124,14 +127,17 @@ class LikelihoodEvaluator(HeldOutEvaluator):
         name = likelihood.bits_name
         values = {
             self.primary: nll,
-            f"nll_iw{self.num_samples}_{name}": bits(nll),
-            "elbo_nats": means["elbo"],
-            name: bits(-means["elbo"]),
-            "reconstruction_nats": means["reconstruction"],
-            f"reconstruction_{name}": bits(means["reconstruction"]),
-            "kl_nats": means["kl"],
-            "kl_bits_per_dim": means["kl"] / (num_dimensions * math.log(2.0)),
+            f"nll_{self._estimator}{self.num_samples}_{name}": bits(nll),
         }
+        if "elbo" in means:
+            values |= {
+                "elbo_nats": means["elbo"],
+                name: bits(-means["elbo"]),
+                "reconstruction_nats": means["reconstruction"],
+                f"reconstruction_{name}": bits(means["reconstruction"]),
+                "kl_nats": means["kl"],
+                "kl_bits_per_dim": means["kl"] / (num_dimensions * math.log(2.0)),
+            }
         broken = next((name for name, value in values.items() if not np.isfinite(value)), None)
         if broken is not None:
             raise DataError(

@@ -53,7 +53,7 @@ class ReconstructionEvaluator:
         device: torch.device,
         should_stop: Callable[[], bool],
     ) -> Evaluation:
-        """Return a result with the metrics of reconstructions added; see ``Evaluator.with_reconstructions``."""
+        """Return a result with the metrics of reconstructions added; see ``Evaluator.with_input_metrics``."""
         count = min(self._num_images, len(images))
         if count < max(2, world_size()):
             raise DataError(f"{count} {side} images are too few to measure reconstructions: two or more are needed")

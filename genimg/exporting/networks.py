@@ -22,6 +22,8 @@ from genimg.methods.base import Method
 from genimg.methods.capabilities import Exports, Generates, Translates
 from genimg.methods.export_spec import ExportSpec, Port
 
+_RANGE = {True: "in [-1, 1]", False: "about in [-1, 1], not clamped"}
+
 
 def exportable(method: Method, choices: Choices, facts: DataFacts) -> ExportedNetwork:
     """Return the network of a method that generates or translates images.
@@ -71,16 +73,21 @@ def _stated(method: Method, spec: ExportSpec) -> ExportedNetwork:
     @torch.no_grad()
     def reference(*inputs: Tensor) -> Tensor:
         batch = {port.name: value.to(device) for port, value in zip(spec.inputs, inputs, strict=True)}
-        return in_range(spec.reference(batch)).cpu()
+        images = spec.reference(batch)
+        return (in_range(images) if spec.is_limited else images.float()).cpu()
 
     return ExportedNetwork(
         name=spec.name,
-        network=prepared_for_export(Program(spec.parts, spec.inputs, spec.forward)),
+        network=prepared_for_export(Program(spec.parts, spec.inputs, spec.forward, is_limited=spec.is_limited)),
         inputs=spec.inputs,
-        output=image_port(*reference(*draw(1, 0, 0, 0)).shape[1:]),
+        output=image_port(
+            *reference(*draw(1, 0, 0, 0)).shape[1:],
+            meaning="in [-1, 1]" if spec.is_limited else "about in [-1, 1], not clamped",
+        ),
         draw=draw,
         reference=reference,
         remarks=spec.remarks,
+        settings=spec.settings,
     )
 
 
@@ -88,7 +95,7 @@ def _sampling(method: Method) -> ExportSpec:
     """Return the export specification for sampling from a method's own random inputs with its default options."""
     assert isinstance(method, Generates)
     drawn = method.draw(range(2), 0)
-    options = {name: value for name, value in vars(method.sampling_options()).items() if value is not None}
+    options = {name: value for name, value in vars(method.sampling_options).items() if value is not None}
     return ExportSpec(
         name="sampler",
         parts={"method": method},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -60,6 +60,7 @@ class ExportedNetwork:
         reference: Function from such inputs to the checkpoint's images [N, C, H, W] on the CPU, computed on its device.
         sides: Constraints on images of variable size; None if there are none.
         remarks: Notes about what the export omits.
+        settings: Further entries of the record.
     """
 
     name: str
@@ -70,6 +71,7 @@ class ExportedNetwork:
     reference: Callable[..., Tensor]
     sides: SizeConstraints | None = None
     remarks: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def with_least(self, least: int) -> ExportedNetwork:
         """Return the network restricted to images with sides of at least ``least`` pixels."""
@@ -92,13 +94,15 @@ class ExportedNetwork:
 
 
 class Program(nn.Module):
-    """A network that maps inputs, by position, to images [N, C, H, W] in [-1, 1]; see ``ExportSpec``."""
+    """A network that maps inputs, by position, to images [N, C, H, W], usually clamped to [-1, 1]; see ``ExportSpec``."""
 
     def __init__(
         self,
         parts: Mapping[str, nn.Module | Tensor],
         inputs: Sequence[Port],
         function: Callable[[Any, Batch], Tensor],
+        *,
+        is_limited: bool = True,
     ) -> None:
         super().__init__()
         for name, part in parts.items():
@@ -108,9 +112,11 @@ class Program(nn.Module):
                 self.register_buffer(name, part.detach())
         self.names = [port.name for port in inputs]
         self.function = function
+        self.is_limited = is_limited
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return in_range(self.function(self, dict(zip(self.names, inputs, strict=True))))
+        images = self.function(self, dict(zip(self.names, inputs, strict=True)))
+        return in_range(images) if self.is_limited else images.float()
 
 
 def prepared_for_export(network: Network) -> Network:
@@ -143,9 +149,9 @@ def _fold(layer: nn.Module) -> None:
         layer.register_parameter(name, nn.Parameter(value))
 
 
-def image_port(channels: int, height: int | str, width: int | str, *, name: str = "image") -> Port:
-    """Return a port of images in [-1, 1]."""
-    return Port(name, torch.float32, ("batch", channels, height, width), "in [-1, 1]")
+def image_port(channels: int, height: int | str, width: int | str, *, name: str = "image", meaning: str = "in [-1, 1]") -> Port:
+    """Return a port of images."""
+    return Port(name, torch.float32, ("batch", channels, height, width), meaning)
 
 
 def in_range(images: Tensor) -> Tensor:

@@ -109,6 +109,7 @@ def write_checked(
         "output": _entry(part.output),
         "sizes": part.describe_sides(),
         "remarks": list(part.remarks),
+        **({"settings": dict(part.settings)} if part.settings else {}),
     }
     run: Run
     with atomically(output) as temporary:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +14,11 @@ from tqdm import tqdm
 
 from genimg.inference.checks import require_finite
 from genimg.methods.capabilities import Generates, SamplesNearby
+from genimg.methods.sampling_options import described
 from genimg.types import Batch
+from genimg.utils.progress import showing_steps
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Sampler:
         device: Device of the model.
         seed: Seed; image i depends only on the seed, i and its condition.
         batch_size: Number of images in a batch.
-        options: Object of the model's ``sampling_options``; None for its defaults.
+        options: Options of the class of the model's ``sampling_options``; None for these.
         near: Image [1, C, H, W] in [-1, 1] around which to sample; None to sample the prior.
         spread: Spread around ``near``, in standard deviations of the prior.
     """
@@ -42,12 +48,13 @@ class Sampler:
         return self.method.draw(indices, self.seed)
 
     def check(self) -> None:
-        """Apply the options once, before any work.
+        """Check the options, before any work.
 
         Raises:
             ConfigError: If the model does not support an option; the message names it.
         """
-        self._with_options(self.draw(range(1)))
+        if self.options is not None:
+            self.method.check_options(self.options)
 
     def make(self, drawn: Batch) -> Tensor:
         """Return the images [N, C, H, W] in [-1, 1] of a drawn batch, on the CPU.
@@ -55,18 +62,25 @@ class Sampler:
         Raises:
             CheckpointError: If the model returns NaN or infinite values.
         """
-        moved = {key: value.to(self.device) for key, value in self._with_options(drawn).items()}
-        if self.near is not None:
-            assert isinstance(self.method, SamplesNearby)
-            moved = self.method.perturb(self.near.to(self.device), moved, self.spread)
-        return require_finite(self.method.sample(moved).float().cpu())
-
-    def _with_options(self, drawn: Batch) -> Batch:
-        return drawn if self.options is None else self.method.with_options(drawn, self.options)
+        moved = {key: value.to(self.device) for key, value in drawn.items()}
+        with showing_steps():
+            if self.near is not None:
+                assert isinstance(self.method, SamplesNearby)
+                moved = self.method.perturb(self.near.to(self.device), moved, self.spread)
+            return require_finite(self.method.sample(moved, self.options).float().cpu())
 
     def make_all(self, count: int, draw: Callable[[range], Batch], what: str) -> Iterator[tuple[range, Batch, Tensor]]:
         """Yield the positions, drawn inputs and images of each batch."""
-        for start in tqdm(range(0, count, self.batch_size), desc=what, unit="batch", disable=None):
+        bar = tqdm(total=count, desc=what, unit="image", disable=None)
+        seconds = 0.0
+        for start in range(0, count, self.batch_size):
             positions = range(start, min(start + self.batch_size, count))
             drawn = draw(positions)
-            yield positions, drawn, self.make(drawn)
+            before = time.perf_counter()
+            images = self.make(drawn)
+            seconds += time.perf_counter() - before
+            bar.update(len(positions))
+            yield positions, drawn, images
+        bar.close()
+        if (evaluations := described(self.options or self.method.sampling_options).get("num_evaluations")) is not None:
+            log.info("%d network evaluations and %.3g s per image", evaluations, seconds / max(count, 1))

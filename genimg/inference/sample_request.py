@@ -13,16 +13,17 @@ from genimg.data.facts import DataFacts
 from genimg.errors import ConfigError
 from genimg.inference.conditions import Condition, find_conditions, name_of_label
 from genimg.inference.interpolation import Loop, write_loops
-from genimg.inference.options import sampling_options
 from genimg.inference.reconstruct import pixel_format, read_near, reconstruct
 from genimg.inference.sample import Sampler
 from genimg.inference.sample_files import Archive, PngFolder
 from genimg.inference.sample_grid import write_samples
 from genimg.methods.capabilities import Generates, Reconstructs, TakesConditions
+from genimg.methods.sampling_options import has_steps, sampling_options
 from genimg.utils.numbers import require_least
 from genimg.utils.outputs import Record
 from genimg.utils.paths import expanded
 from genimg.utils.regular_files import refuse_links
+from genimg.utils.type_hints import as_written
 
 _EXCLUDE = {"reconstruct": ("near", "interpolate"), "near": ("interpolate",)}
 _USUAL_SPREAD = 0.5  # around an image, in standard deviations of the prior
@@ -122,7 +123,8 @@ class SampleRequest:
             return "-".join(part for part in ("reconstructions", Path(self.reconstruct).stem, conditions[0].name) if part)
         several = "-".join(condition.name for condition in conditions)[:80] if self.label is not None else "texts"
         parts = [f"samples-seed{self.seed}", conditions[0].name if len(conditions) == 1 else several]
-        parts += [f"{key}-{value}" if isinstance(value, str) else f"{key}{value:g}" for key, value in self.sampling.items()]
+        parts += [f"{key}{value:g}" if type(value) in (int, float) else f"{key}-{as_written(value)}"
+                  for key, value in self.sampling.items()]  # fmt: skip
         parts += [f"near-{Path(self.near).stem}-{self.spread_or_default:g}"] if self.near is not None else []
         parts += [f"weights-{self.weights}"] if self.weights is not None else []
         parts += [self.interpolate] if self.interpolate is not None else []
@@ -141,9 +143,17 @@ class SampleRequest:
             useless = next((other for other in others if getattr(self, other) is not None), None)
             if getattr(self, one) is not None and useless is not None:
                 raise ConfigError(f"{useless}={getattr(self, useless)} has no effect with {one}=: remove one of them")
-            if getattr(self, one) is not None and self.sampling:
-                name, value = next(iter(self.sampling.items()))
-                raise ConfigError(f"{name}={value} has no effect with {one}=: remove one of them")
+        if self.reconstruct is not None:
+            self.refuse_sampling("reconstruct")
+
+    def refuse_sampling(self, one: str) -> None:
+        """Refuse sampling options beside another option.
+
+        Raises:
+            ConfigError: If there are any; names the first one.
+        """
+        for name, value in self.sampling.items():
+            raise ConfigError(f"{name}={value} has no effect with {one}=: remove one of them")
 
     def _check_kind_of_output(self) -> None:
         archived = str(self.output).endswith(".npz")
@@ -196,6 +206,15 @@ def plan(
         return lambda record: reconstruct(autoencoder, given, conditions, pixels, output, batch_size=request.batch_size,
                                           device=device, record=record)  # fmt: skip
     assert isinstance(method, Generates)
+    if request.near is not None:
+        if not has_steps(chosen):
+            request.refuse_sampling("near")
+        elif not chosen.is_deterministic:
+            raise ConfigError(
+                f"near={request.near} needs a sampler without randomness, so that noise determines the image: set "
+                "sampler=heun, euler or dpmpp_2m",
+                key="sampler",
+            )
     near = None if request.near is None else read_near(method, request.near, conditions, pixel_format(facts, data))
     loop = request.loop
     if loop is not None:

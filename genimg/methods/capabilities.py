@@ -30,8 +30,12 @@ class Generates(Protocol):
         ...
 
     @property
-    def sampling_options(self) -> type[Any]:
-        """Dataclass of the options of ``with_options``, whose fields have a default and a line of help (see ``setting``)."""
+    def sampling_options(self) -> Any:
+        """The default options of ``sample``, an object of a frozen dataclass whose fields have a line of help (``setting``).
+
+        The class may have a property ``num_evaluations``, the number of times that the network is evaluated for an image, and
+        a method ``replaced``, which replaces values as ``dataclasses.replace`` does.
+        """
         ...
 
     def before_sampling(self) -> None:
@@ -45,16 +49,21 @@ class Generates(Protocol):
         """
         ...
 
-    def with_options(self, drawn: Batch, options: Any) -> Batch:
-        """Apply options, an object of ``sampling_options``, to a drawn batch (on the CPU).
+    def check_options(self, options: Any) -> None:
+        """Check options of the class of ``sampling_options`` before any work.
 
         Raises:
             ConfigError: If an option has no effect on this model, or is out of its range.
         """
         ...
 
-    def sample(self, batch: Batch) -> Tensor:
-        """Generate images [N, C, H, W] in [-1, 1] from a drawn batch, in evaluation mode and without gradient."""
+    def sample(self, batch: Batch, options: Any = None) -> Tensor:
+        """Generate images [N, C, H, W] in [-1, 1] from a drawn batch, in evaluation mode and without gradient.
+
+        Args:
+            batch: Drawn batch on the device.
+            options: Options that ``check_options`` accepts; None for ``sampling_options``.
+        """
         ...
 
 
@@ -104,7 +113,7 @@ class Reconstructs(Protocol):
 
 @runtime_checkable
 class SamplesNearby(Protocol):
-    """An autoencoder whose samples can be drawn around an image."""
+    """A model whose samples can be drawn around an image: an autoencoder, or a diffusion model that is run backwards."""
 
     def perturb(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
         """Return a drawn batch [N] whose latents are scattered around those of one image.
@@ -128,20 +137,48 @@ class HasLikelihood(Protocol):
 
     @property
     def likelihood(self) -> PixelLikelihood:
-        """p(x | z)."""
+        """What the probability is of, for the names and units of metrics: p(x | z) of a VAE, or that of an image's levels."""
         ...
+
+    likelihood_estimator: str
+    """Kind of estimate, which is part of the metric's name: ``iw`` for importance weighting, ``ode`` for the ODE."""
 
     def log_likelihood(self, batch: Batch, num_samples: int, keys: NDArray[np.uint64]) -> dict[str, Tensor]:
         """Estimate log p(x) for every image of a batch [N], in nats.
 
         Args:
             batch: Images and conditions.
-            num_samples: Number K of latents per image.
+            num_samples: Number K of random samples per image, such as latents.
             keys: Random keys [N]; the randomness of image i is a function of ``keys[i]`` alone.
 
         Returns:
-            ``log_likelihood``, the importance-weighted estimate of log p(x) from K samples, and ``elbo``, ``reconstruction``
-            and ``kl`` of the same samples.
+            ``log_likelihood``, the importance-weighted estimate of log p(x) from K samples; and, if there is a variational
+            bound, ``elbo``, ``reconstruction`` and ``kl`` of the same samples.
+        """
+        ...
+
+
+@runtime_checkable
+class Denoises(Protocol):
+    """Removes noise from images."""
+
+    @property
+    def batch_keys(self) -> tuple[str, ...]:
+        """Keys that every batch must have."""
+        ...
+
+    @property
+    def denoising_description(self) -> str:
+        """What the loss is, for records."""
+        ...
+
+    def denoising_loss(self, batch: Batch, quantile: float, keys: NDArray[np.uint64]) -> Tensor:
+        """Return the training loss of every image of a batch [N], at one noise level.
+
+        Args:
+            batch: Images and conditions.
+            quantile: Level as a quantile of those in training, in (0, 1), from the least noise to the most.
+            keys: Random keys [N] of the noise.
         """
         ...
 
@@ -225,6 +262,18 @@ class RegularisesLazily(Protocol):
 
 
 @runtime_checkable
+class MeasuresData(Protocol):
+    """Has settings that depend on the pixels of the training data."""
+
+    measures_data: bool
+    """Whether such a setting is to be measured."""
+
+    def set_data_statistics(self, images: Tensor) -> None:
+        """Set them, once, before training, from random training images [N, C, H, W] in [-1, 1]."""
+        ...
+
+
+@runtime_checkable
 class PreparesSaving(Protocol):
     """Computes a part of its state only for checkpoints."""
 
@@ -239,9 +288,11 @@ CAPABILITIES: dict[type, str] = {
     Reconstructs: "reconstruct",
     SamplesNearby: "perturb",
     HasLikelihood: "log_likelihood",
+    Denoises: "denoising_loss",
     Translates: "translate",
     Exports: "export_spec",
     RegularisesLazily: "lazy_regularisation_ratio",
+    MeasuresData: "set_data_statistics",
     PreparesSaving: "before_saving",
 }
 """All capabilities, each with the function that says that a class means to have it."""

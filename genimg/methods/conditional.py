@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ class ConditionalMethod(Method):
         self.register_buffer("conditions", encoder.blank(0 if self.num_classes else self.condition_bank_size))
 
     @abstractmethod
-    def sample(self, batch: Batch) -> Tensor:
+    def sample(self, batch: Batch, options: Any = None) -> Tensor:
         """Generate images; see ``capabilities.Generates``."""
 
     def before_sampling(self) -> None:
@@ -78,13 +78,13 @@ class ConditionalMethod(Method):
         """Add conditions, if the method reads any, to images [N, C, H, W], for a check of the networks."""
         return {"image": image} | self._draw_conditions(range(len(image)), 0)
 
-    def _sample_by_class(self, drawn: Batch) -> Tensor:
+    def _sample_by_class(self, drawn: Batch, options: Any = None) -> Tensor:
         """Sample images for a preview; with labels, one class per row: [rows, columns, C, H, W]."""
         if not self.num_classes:
-            return self.sample(drawn)
+            return self.sample(drawn, options)
         rows = class_rows(len(drawn["label"]), self.num_classes).to(drawn["label"].device)
         kept = {key: value[: rows.numel()] for key, value in drawn.items()} | {"label": rows.flatten()}
-        return self.sample(kept).unflatten(0, rows.shape)
+        return self.sample(kept, options).unflatten(0, rows.shape)
 
 
 def shared_encoder(**networks: nn.Module) -> ConditionEncoder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -73,6 +73,8 @@ class ExportSpec:
             method's device.
         truncation: Truncation that is part of the network; None if it has none.
         remarks: Notes for the user, such as what the network omits.
+        settings: Numbers and texts that a user of the network needs, for the record in the file.
+        is_limited: Whether the images are clamped to [-1, 1]; not for estimates that a sampler processes further.
     """
 
     name: str
@@ -82,3 +84,5 @@ class ExportSpec:
     reference: Callable[[Batch], Tensor]
     truncation: float | None = None
     remarks: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    is_limited: bool = True

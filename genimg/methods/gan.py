@@ -312,8 +312,8 @@ class GAN(ConditionalMethod):
     # Sampling
 
     @property
-    def sampling_options(self) -> type[StyleOptions | LatentOptions]:
-        return StyleOptions if isinstance(self.generator, StyleBased) else LatentOptions
+    def sampling_options(self) -> StyleOptions | LatentOptions:
+        return StyleOptions() if isinstance(self.generator, StyleBased) else LatentOptions()
 
     def draw(self, indices: Sequence[int], seed: int) -> Batch:
         """Draw latents, conditions and, for a style-based generator, the key of each sample's noise."""
@@ -323,17 +323,9 @@ class GAN(ConditionalMethod):
             drawn["noise_key"] = torch.from_numpy(keys.view(np.int64))
         return drawn
 
-    def with_options(self, drawn: Batch, options: StyleOptions | LatentOptions) -> Batch:
-        """Truncate the styles and set the per-pixel noise of a style-based generator, or truncate the latents of any other."""
-        if isinstance(options, StyleOptions):
-            if options.truncation is not None:
-                drawn = drawn | {"truncation": torch.tensor(options.truncation)}
-            if options.noise != "random":
-                drawn = {key: value for key, value in drawn.items() if key != "noise_key"}
-            return drawn | {"noise_strength": torch.tensor(0.0)} if options.noise == "none" else drawn
-        if options.truncation is None:
-            return drawn
-        return drawn | {"latent": self.latent.truncated(drawn["latent"], options.truncation)}
+    def check_options(self, options: StyleOptions | LatentOptions) -> None:
+        if isinstance(options, LatentOptions) and options.truncation is not None:
+            self.latent.truncated(torch.zeros(1, self.latent.dim), options.truncation)
 
     def before_sampling(self) -> None:
         device = next(self.generator.parameters()).device
@@ -343,21 +335,25 @@ class GAN(ConditionalMethod):
             take_standing_statistics(self.generator, ((batch["latent"], self._condition(batch)) for batch in drawn))
 
     @torch.no_grad()
-    def sample(self, batch: Batch) -> Tensor:
-        latent, condition = batch["latent"], self._condition(batch)
+    def sample(self, batch: Batch, options: StyleOptions | LatentOptions | None = None) -> Tensor:
+        """Generate images; options truncate the styles of a style-based generator, and the latents of any other."""
+        latent, condition, options = batch["latent"], self._condition(batch), options or self.sampling_options
         with eval_mode(self.generator) as generator:
-            if not isinstance(generator, StyleBased):
-                images: Tensor = generator(latent, condition)
+            if isinstance(options, LatentOptions):
+                limit = options.truncation
+                images: Tensor = generator(latent if limit is None else self.latent.truncated(latent, limit), condition)
                 return images
-            truncation, strength = (batch[key].item() if key in batch else 1.0 for key in ("truncation", "noise_strength"))
-            return generator.synthesize(generator.map_latents(latent, condition, truncation), batch.get("noise_key"), strength)
+            assert isinstance(generator, StyleBased)
+            styles = generator.map_latents(latent, condition, 1.0 if options.truncation is None else options.truncation)
+            keys = batch.get("noise_key") if options.noise == "random" else None
+            return generator.synthesize(styles, keys, 0.0 if options.noise == "none" else 1.0)
 
     def export_spec(self, truncation: float | None) -> ExportSpec:
         """Export the generator; if it is style-based, with its truncation and with fixed noise per pixel."""
         latent = Port("latent", torch.float32, ("batch", self.latent.dim), self.latent.describe())
         is_style_based = isinstance(self.generator, StyleBased)
         psi = truncation if is_style_based else None
-        fixed = {} if psi is None else {"truncation": torch.tensor(float(psi))}
+        options = StyleOptions(truncation=psi, noise="const") if is_style_based else None
 
         def images(parts: Any, batch: Batch) -> Tensor:
             inputs = batch["latent"], exported_condition(batch, batch["latent"])
@@ -370,7 +366,7 @@ class GAN(ConditionalMethod):
             parts={"generator": self.generator},
             inputs=(latent, *condition_ports(self.generator)),
             forward=images,
-            reference=lambda batch: self.sample(batch | fixed),
+            reference=lambda batch: self.sample(batch, options),
             truncation=psi,
             remarks=("the per-pixel noise is fixed and the same for all images",) if is_style_based else (),
         )

@@ -126,9 +126,9 @@ def _mass(limit: float) -> float:
 
 def _squeeze(normal: Tensor, share: float, limit: float) -> Tensor:
     """Move each number towards 0, so the mass of N(0, 1) between 0 and the number becomes ``share`` times as large."""
-    # In float32, erf is 1 above 5, and erfinv(1) is infinite.
-    wide = torch.erf(normal.double() / math.sqrt(2.0)) * share
-    return (torch.erfinv(wide) * math.sqrt(2.0)).clamp(-limit, limit).to(normal.dtype)
+    # In float32, erf is 1 above 5, and erfinv(1) is infinite. On the CPU, because some devices have no float64.
+    wide = torch.erf(normal.cpu().double() / math.sqrt(2.0)) * share
+    return (torch.erfinv(wide) * math.sqrt(2.0)).clamp(-limit, limit).to(normal)
 
 
 def _require_positive(limit: float) -> None:

@@ -29,6 +29,15 @@ from genimg.types import Batch, Metrics, Microbatches, PixelLikelihood, Progress
 from genimg.utils.rng import normal_field, normal_latents, subkeys
 
 _ACTIVE = 0.01  # a latent is active if its mean's variance over the data is above this: Burda et al. 2016, section 5.2
+
+
+def _truncated(batch: Batch, options: LatentOptions) -> Batch:
+    if (limit := options.truncation) is None:
+        return batch
+    latents = {key: value for key, value in batch.items() if key in ("latent", "noise")}
+    return batch | {key: truncate(value, limit) for key, value in latents.items()}
+
+
 _MAX_DECODED = 4096  # latents decoded at once
 _MAX_OUTPUTS = 2**25  # decoder outputs at once, so large images do not fill the memory
 
@@ -52,7 +61,8 @@ class VAE(ConditionalMethod):
 
     loss_type = Bound
     inference_networks = ("encoder", "decoder", "hierarchy", "loss")  # a likelihood may have parameters
-    sampling_options = LatentOptions
+    sampling_options = LatentOptions()
+    likelihood_estimator = "iw"
 
     def __init__(
         self,
@@ -191,15 +201,16 @@ class VAE(ConditionalMethod):
         noise = {"noise": numbers[:, top:]} if lower else {}
         return {"latent": numbers[:, :top], **noise} | self._draw_conditions(indices, seed)
 
-    def with_options(self, drawn: Batch, options: LatentOptions) -> Batch:
-        """Truncate all latents, including those of a hierarchy."""
-        if options.truncation is None:
-            return drawn
-        return drawn | {key: truncate(value, options.truncation) for key, value in drawn.items() if key in ("latent", "noise")}
+    def check_options(self, options: LatentOptions) -> None:
+        _truncated({"latent": torch.zeros(1, 1)}, options)
 
     @torch.no_grad()
-    def sample(self, batch: Batch) -> Tensor:
-        """Return the likelihood's mean for latents of the prior, without pixel noise, as is usual."""
+    def sample(self, batch: Batch, options: LatentOptions | None = None) -> Tensor:
+        """Return the likelihood's mean for latents of the prior, without pixel noise, as is usual.
+
+        Options truncate all latents, including those of a hierarchy.
+        """
+        batch = _truncated(batch, options or self.sampling_options)
         with eval_mode(self):
             return self._decode(self._descend(batch["latent"], batch.get("noise")), self._condition(batch))
 

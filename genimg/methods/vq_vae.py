@@ -52,7 +52,7 @@ class VQVAE(ConditionalMethod):
 
     loss_type = ReconstructionLoss
     inference_networks = ("encoder", "decoder", "quantizer", "prior")
-    sampling_options = CodeOptions
+    sampling_options = CodeOptions()
     commitment_weight = Scheduled()
 
     def __init__(
@@ -156,16 +156,14 @@ class VQVAE(ConditionalMethod):
         keys = keys_of(seed, Stream.CODE, np.asarray(indices))
         return {"uniform": uniform_field(keys, self.encoder.grid, torch.device("cpu"))} | self._draw_conditions(indices, seed)
 
-    def with_options(self, drawn: Batch, options: CodeOptions) -> Batch:
-        if options.temperature is None:
-            return drawn
-        return drawn | {"temperature": torch.tensor(options.temperature)}
+    def check_options(self, options: CodeOptions) -> None:
+        """All options fit every VQ-VAE."""
 
     @torch.no_grad()
-    def sample(self, batch: Batch) -> Tensor:
+    def sample(self, batch: Batch, options: CodeOptions | None = None) -> Tensor:
         uniform = batch["uniform"]
         condition = uniform.new_empty(len(uniform), 0) if self.condition_key is None else batch[self.condition_key]
-        temperature = batch["temperature"].item() if "temperature" in batch else 1.0
+        temperature = (options or self.sampling_options).temperature or 1.0
         with eval_mode(self.prior):
             return self.decode(self.prior.sample(uniform, condition, temperature=temperature))
 

@@ -45,7 +45,7 @@ class DeterministicAutoencoder(ConditionalMethod):
 
     loss_type = AutoencoderLoss
     inference_networks = ("encoder", "decoder", "loss")  # a likelihood may have parameters
-    sampling_options = LatentOptions
+    sampling_options = LatentOptions()
 
     def __init__(
         self,
@@ -114,17 +114,20 @@ class DeterministicAutoencoder(ConditionalMethod):
         """Draw latents from the density of the last fit."""
         return {"latent": self.density.at_indices(indices, seed)} | self._draw_conditions(indices, seed)
 
-    def with_options(self, drawn: Batch, options: LatentOptions) -> Batch:
-        """Move each latent towards the mean of its Gaussian, if truncated."""
+    def check_options(self, options: LatentOptions) -> None:
+        self._truncated(torch.zeros(1, self.density.latent_dim), options)
+
+    def _truncated(self, latent: Tensor, options: LatentOptions) -> Tensor:
         if options.truncation is None:
-            return drawn
-        return drawn | {"latent": self.density.truncated(drawn["latent"], options.truncation)}
+            return latent
+        return self.density.truncated(latent.cpu(), options.truncation).to(latent.device)
 
     @torch.no_grad()
-    def sample(self, batch: Batch) -> Tensor:
-        """Return the likelihood's mean for latents of the density."""
+    def sample(self, batch: Batch, options: LatentOptions | None = None) -> Tensor:
+        """Return the likelihood's mean for latents of the density; truncation moves them towards the mean of their Gaussian."""
+        latent = self._truncated(batch["latent"], options or self.sampling_options)
         with eval_mode(self):
-            return self._decode(batch["latent"], self._condition(batch))
+            return self._decode(latent, self._condition(batch))
 
     def export_spec(self, truncation: float | None) -> ExportSpec:
         """Export the decoder with the density fitted to its latents."""

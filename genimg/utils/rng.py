@@ -44,6 +44,8 @@ class Stream(IntEnum):
     SUBSET_TIE = 15  # which class gets one more image when shares are rounded, with the choice's own seed: class
     PIXEL_NOISE = 21  # noise added inside a generator, such as StyleGAN2's: sample
     BOOTSTRAP = 22  # generated images in a bootstrap resample: no position
+    DENOISING = 23  # times, noise and dropped conditions of diffusion training: sample
+    DENOISING_ERROR = 24  # noise in the evaluation of a diffusion model's loss: image, level
 
     SAMPLE_AUGMENT = 102  # random augmentation of training images (``augment``): operation, sample
     DEGRADATION = 106  # noise and blur that tasks add to images: which number, sample
@@ -150,7 +152,7 @@ def content_uniform(images: Tensor) -> Tensor:
     """
     levels = images.detach().float().add(1.0).mul(127.5).round().clamp(0, 255).long().flatten(1)
     sums = (levels * _content_weights(levels.shape[1], levels.device)).sum(dim=1)
-    return _uniform(_mixed_(sums + _signed(_GOLDEN)), images.shape[1:])
+    return uniform_numbers(_mixed_(sums + _signed(_GOLDEN)), images.shape[1:])
 
 
 @lru_cache(maxsize=8)
@@ -161,10 +163,11 @@ def _content_weights(count: int, device: torch.device) -> Tensor:
 
 def uniform_field(keys: NDArray[np.uint64], shape: Sequence[int], device: torch.device) -> Tensor:
     r"""Return 24-bit numbers uniform in [0, 1), float32 [N, \*shape]; row i depends only on ``keys[i]`` and the shape."""
-    return _uniform(torch.from_numpy(keys.view(np.int64)).to(device, non_blocking=True), shape)
+    return uniform_numbers(torch.from_numpy(keys.view(np.int64)).to(device, non_blocking=True), shape)
 
 
-def _uniform(keys: Tensor, shape: Sequence[int]) -> Tensor:
+def uniform_numbers(keys: Tensor, shape: Sequence[int]) -> Tensor:
+    r"""Return ``uniform_field`` for keys, int64 [N], that are already on the device: float32 [N, \*shape]."""
     count = math.prod(shape)
     bits = _bits(keys, (count + 1) // 2)
     numbers = torch.cat([_shifted(bits, 40), _shifted(bits, 16) & 0xFFFFFF], dim=1)[:, :count]

@@ -316,7 +316,7 @@ CASES = [
     ("train", ["model=vae", "likelihood=none"], "ELBO"),
     ("train", ["model=vae", "likelihood=gausian"], "did you mean 'gaussian'?"),
     ("train", ["model=vae", "likelihood.scale=0"], "likelihood.scale=0"),
-    ("train", ["model=vae", "conditioning=projection"], "conditioning=concat"),
+    ("train", ["model=vae", "conditioning=projection"], "conditioning=label"),
     ("train", ["model=vae", "loss=elbo_capacity", "loss.free_bits=0.5"], "loss.capacity=25.0"),
     ("train", ["device=tpu"], "device=tpu"),
     ("train", ["precision=tf32", "device=cpu"], "precision=tf32"),

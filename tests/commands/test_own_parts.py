@@ -261,7 +261,7 @@ def test_a_conditioning_that_own_networks_cannot_read_is_refused(run: Run) -> No
         "train", "--config-dir", "configs", "run_dir=refused", *SMALL, *RUNS["networks"], "conditioning=projection"
     )
     assert code == 2
-    assert errors.splitlines()[-1].startswith("genimg-train: error: conditioning.head=projection has no effect")
+    assert errors.splitlines()[-1].startswith("genimg-train: error: conditioning has no effect")
 
 
 @pytest.mark.parametrize("name", ["gan", "vae"])

@@ -126,7 +126,7 @@ def loss_node(loss):
     return BUILDER.locate(node["_target_"], "loss"), node
 
 
-MODELS = tiny.SIZES | tiny.AUTOENCODERS | tiny.TRANSLATORS
+MODELS = tiny.SIZES | tiny.AUTOENCODERS | tiny.TRANSLATORS | tiny.DENOISERS
 
 
 def family_of(model):

@@ -287,7 +287,8 @@ WORDS = {
     "activation", "architecture", "backbone", "binarisation", "blur", "channels_last", "compile", "convolution",
     "direction", "entity", "fit", "fused_optimizer", "gamma", "group", "head", "held_out", "initialisation", "kind",
     "labels", "meaning", "mode", "model", "name", "noise", "normalisation", "padding", "policy", "pooling", "project",
-    "regulariser", "remarks", "resampling", "residual", "best_by", "sampled_mode", "shape", "space", "split", "stop_if",
+    "regulariser", "remarks", "prediction", "reduction", "sampler", "schedule", "sigma_data", "spacing", "variance",
+    "weighting", "resampling", "residual", "best_by", "sampled_mode", "shape", "space", "split", "stop_if",
     "tags",
     "upsampling",
 }  # fmt: skip

@@ -76,13 +76,13 @@ class LinearExtractor(Extractor):
 class Painter(Method):
     """Draws each latent as pixels; ``scale`` is what training would change."""
 
-    sampling_options = NoOptions
+    sampling_options = NoOptions()
 
     def before_sampling(self):
         pass
 
-    def with_options(self, drawn, options):
-        return drawn
+    def check_options(self, options):
+        pass
 
     def __init__(self, scale=0.5, broken=()):
         super().__init__()
@@ -98,7 +98,7 @@ class Painter(Method):
     def draw(self, indices, seed):
         return {"latent": normal_latents(seed, indices, 16), "index": torch.tensor(list(indices))}
 
-    def sample(self, batch):
+    def sample(self, batch, options=None):
         images = (batch["latent"] * self.scale).clamp(-1.0, 1.0).view(-1, *SHAPE)
         broken = torch.isin(batch["index"], torch.tensor(self.broken, dtype=torch.int64))
         return torch.where(broken[:, None, None, None], torch.nan, images)
@@ -495,7 +495,7 @@ def test_should_stop_interrupts_the_reconstructions_too():
     evaluator, real = make_evaluator(reconstructions=20), DatasetImages(data_of(CountingDataset()))
     result = evaluator.compare(real, evaluator.generated(Painter(), CPU, ()), CPU)
     with pytest.raises(EvaluationInterruptedError):
-        evaluator.with_reconstructions(result, Autoencoder(), real, "train", CPU, lambda: True)
+        evaluator.with_input_metrics(result, Autoencoder(), real, "train", CPU, lambda: True)
 
 
 def test_provenance_says_what_the_values_depend_on():
@@ -802,7 +802,7 @@ class Copier(Painter):
         super().__init__()
         self.pixels = to_float(torch.from_numpy(pixels))
 
-    def sample(self, batch):
+    def sample(self, batch, options=None):
         return self.pixels[(batch["latent"][:, 0].abs() * 1e4).long() % len(self.pixels)]
 
 

@@ -38,13 +38,13 @@ def dataset(source, *, flip=False):
 class Painter(Method):
     """Draws each latent as pixels, ``scale`` of them outside of [-1, 1]; reconstructs images mirrored."""
 
-    sampling_options = NoOptions
+    sampling_options = NoOptions()
 
     def before_sampling(self):
         pass
 
-    def with_options(self, drawn, options):
-        return drawn
+    def check_options(self, options):
+        pass
 
     def __init__(self, scale=0.8, labelled=False, broken=None):
         super().__init__()
@@ -65,7 +65,7 @@ class Painter(Method):
         batch = {"latent": normal_latents(seed, indices, 60)}
         return batch | ({"label": torch.tensor(indices) % 3} if self.labelled else {})
 
-    def sample(self, batch):
+    def sample(self, batch, options=None):
         images = (batch["latent"] * self.scale).view(-1, *SHAPE)
         return images if self.broken is None else torch.full_like(images, self.broken)
 

@@ -40,9 +40,9 @@ class CountingPainter(Painter):
 
     num_sampled = 0
 
-    def sample(self, batch):
+    def sample(self, batch, options=None):
         self.num_sampled += len(batch["latent"])
-        return super().sample(batch)
+        return super().sample(batch, options)
 
 
 class CountingAutoencoder(Autoencoder):

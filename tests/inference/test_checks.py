@@ -13,9 +13,9 @@ from genimg.errors import CheckpointError, ConfigError
 from genimg.inference.checks import require_finite
 from genimg.inference.conditions import Condition, require_condition, require_one
 from genimg.inference.interpolation import Loop
-from genimg.inference.options import listed, sampling_options
 from genimg.inference.tiling import check_tiles
 from genimg.methods.capabilities import LatentOptions, StyleOptions
+from genimg.methods.sampling_options import listed, sampling_options
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -43,10 +43,10 @@ def test_other_sampling_options_are_refused(name: str, value: object) -> None:
 
 
 def test_options_are_listed_with_type_default_and_help() -> None:
-    assert [(name, kind, default) for name, kind, default, _ in listed(StyleOptions)] == [
+    assert [(name, kind, default) for name, kind, default, _ in listed(StyleOptions())] == [
         ("truncation", "a whole number or a number or null", None), ("noise", "text", "random")
     ]  # fmt: skip
-    assert all(told for *_, told in listed(StyleOptions))
+    assert all(told for *_, told in listed(StyleOptions()))
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(None, 0), (None, 99), (8, 0), (8, 3), (12, 5)])

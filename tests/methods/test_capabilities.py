@@ -5,9 +5,11 @@ from genimg.methods.base import Method
 from genimg.methods.capabilities import (
     CAPABILITIES,
     CodeOptions,
+    Denoises,
     Exports,
     Generates,
     HasLikelihood,
+    MeasuresData,
     PreparesSaving,
     Reconstructs,
     RegularisesLazily,
@@ -20,6 +22,7 @@ from genimg.methods.capabilities import (
 )
 from genimg.methods.cut import CUT
 from genimg.methods.cyclegan import CycleGAN
+from genimg.methods.diffusion import Diffusion
 from genimg.methods.gan import GAN
 from genimg.methods.pix2pix import Pix2Pix
 from genimg.methods.restoration import Restoration
@@ -30,6 +33,7 @@ from genimg.methods.wae_rae import DeterministicAutoencoder
 
 EXPECTED = {
     GAN: {Generates, Exports, TakesConditions, RegularisesLazily},
+    Diffusion: {Generates, Exports, TakesConditions, SamplesNearby, HasLikelihood, Denoises, MeasuresData},
     VAE: {Generates, Exports, TakesConditions, Reconstructs, SamplesNearby, HasLikelihood},
     VAEGAN: {Generates, Exports, TakesConditions, Reconstructs, SamplesNearby, HasLikelihood},
     VQVAE: {Generates, Exports, TakesConditions, Reconstructs},
@@ -55,15 +59,15 @@ def test_a_method_itself_needs_nine_members():
 
 
 class Whole:
-    sampling_options = CodeOptions
+    sampling_options = CodeOptions()
 
     def before_sampling(self): ...
     def draw(self, indices, seed): ...
-    def with_options(self, drawn, options): ...
-    def sample(self, batch): ...
+    def check_options(self, options): ...
+    def sample(self, batch, options=None): ...
 
 
-@pytest.mark.parametrize("name", ["before_sampling", "draw", "with_options", "sampling_options"])
+@pytest.mark.parametrize("name", ["before_sampling", "draw", "check_options", "sampling_options"])
 def test_a_member_that_a_capability_lacks_is_named(name):
     require_whole_capabilities(Whole)
     partial = type("Partial", (), {key: value for key, value in vars(Whole).items() if key != name and key[:2] != "__"})

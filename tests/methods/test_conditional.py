@@ -29,7 +29,7 @@ class Painter(ConditionalMethod):
     def step(self, batch, progress, update):
         return {}
 
-    def sample(self, batch):
+    def sample(self, batch, options=None):
         label = batch.get("label", torch.zeros(len(batch["latent"])))
         return torch.stack([batch["latent"], label.float()], dim=1)[:, None, None]
 

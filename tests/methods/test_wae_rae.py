@@ -218,8 +218,9 @@ def test_nearby_samples_lie_around_an_images_latent():
 def test_truncated_samples_vary_less():
     method = trained(num_components=1)
     drawn = method.draw(range(200), 0)
-    nearer = method.with_options(drawn, LatentOptions(truncation=0.3))["latent"]
+    nearer = method.density.truncated(drawn["latent"], 0.3)
     assert nearer.std().item() < 0.5 * drawn["latent"].std().item()
+    assert torch.equal(method.sample(drawn, LatentOptions(truncation=0.3)), method.sample(drawn | {"latent": nearer}))
 
 
 def test_labels_are_read_drawn_and_shown_by_row():

@@ -43,6 +43,12 @@ HARMLESS = {
     "genimg.evaluation.extractors.classifier.Classifier.sha256",  # what the digest of a marked path must be
     "genimg.evaluation.extractors.custom.CustomExtractor.weights_sha256",
     "genimg.evaluation.extractors.custom.Module.sha256",
+    "genimg.diffusion.denoiser.Denoiser.path",  # a path from images to noise
+    "genimg.diffusion.predictions.require_fitting_prediction.path",
+    "genimg.diffusion.reverse.log_density.path",
+    "genimg.diffusion.reverse.to_noise.path",
+    "genimg.diffusion.samplers.Trajectory.path",
+    "genimg.methods.diffusion.Diffusion.path",
     "genimg.methods.gan.as_discriminator_output.output",
     "genimg.methods.base.require_shape.output",
     "genimg.training.ema.chosen_weights.weights",  # the name of an average

@@ -86,13 +86,13 @@ class Projection(Extractor):
 class Painter(Method):
     """Draws each latent as pixels, and reconstructs an image as half of it."""
 
-    sampling_options = NoOptions
+    sampling_options = NoOptions()
 
     def before_sampling(self):
         pass
 
-    def with_options(self, drawn, options):
-        return drawn
+    def check_options(self, options):
+        pass
 
     def encode(self, batch):
         raise NotImplementedError
@@ -106,7 +106,7 @@ class Painter(Method):
     def draw(self, indices, seed):
         return {"latent": normal_latents(seed, indices, 144), "label": torch.tensor(indices) % NUM_CLASSES}
 
-    def sample(self, batch):
+    def sample(self, batch, options=None):
         return (batch["latent"] * 0.4).clamp(-1.0, 1.0).view(-1, *SHAPE)
 
     def reconstruct(self, batch):
@@ -149,7 +149,7 @@ def evaluate(cache_dir):
     method, data = Painter(), data_of_evaluation()
     real = DatasetImages(data)
     result = evaluator.compare(real, evaluator.generated(method, CPU, data.source.class_names), CPU)
-    return evaluator.with_reconstructions(result, method, real, "train", CPU)
+    return evaluator.with_input_metrics(result, method, real, "train", CPU)
 
 
 def features_and_logits():

@@ -85,6 +85,9 @@ class Eval:
     device: str = option("Device", "auto", type=_DEVICE)
     num_images: int | None = option("Number of generated images, or of images chosen at random from images= (null: all)", None)
     num_samples: int | None = option("Number of latents per image, with evaluation=likelihood", None)
+    sampling: dict[str, Any] = option(
+        "Sampling options of the model, such as sampling.truncation=0.7; genimg-sample ckpt=RUN --help lists them", {}
+    )
     batch_size: int | None = option("Batch size of generation and extraction; does not influence the values", None)
     seed: int | None = seed_option("Seed of the generated images", None)
     bootstrap: int | None = option("Number of resamples for 95 % intervals, such as 200", None)

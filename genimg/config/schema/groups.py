@@ -117,6 +117,12 @@ class Distances(Evaluation):
     reconstructions: int = option(
         "Number of images that an autoencoder reconstructs, held-out ones if there are any; 0: none", 1000
     )
+    denoised: int = option(
+        "Number of images whose loss by noise level a diffusion model reports, held-out ones if there are any; 0: none", 250
+    )
+    sampling: dict[str, Any] = option(
+        "Sampling options of the model, such as {steps: 10}; genimg-sample ckpt=RUN --help lists those of a model", {}
+    )
     lpips: Any = option(
         "LPIPS for reconstructions: {_target_: genimg.evaluation.image_metrics.LPIPS, backbone: alex, ...}",
         None,

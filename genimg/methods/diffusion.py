@@ -1,0 +1,351 @@
+"""Diffusion and flow matching: a network that removes noise from images, and samplers that use it step by step.
+
+Ho et al. 2020 (DDPM), Karras et al. 2022 (EDM), Lipman et al. 2023 and Liu et al. 2023 (flow matching) differ only in the path
+from image to noise, in what the network predicts, and in the noise levels that it is trained on.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from genimg.diffusion import samplers
+from genimg.diffusion.denoiser import Denoiser
+from genimg.diffusion.paths import Path, VarianceExploding, VariancePreserving
+from genimg.diffusion.reverse import UniformDequantisation, log_density, to_noise
+from genimg.diffusion.times import Times
+from genimg.errors import ConfigError
+from genimg.losses.denoising import DenoisingLoss
+from genimg.methods.base import Update, require_shape
+from genimg.methods.conditional import ConditionalMethod, condition_ports, exported_condition, shared_encoder
+from genimg.methods.diffusion_options import DiffusionOptions
+from genimg.methods.export_spec import ExportSpec, Port
+from genimg.methods.modes import eval_mode
+from genimg.types import Batch, Metrics, Microbatches, Progress, height_width
+from genimg.utils.rng import Stream, keys_of, mixed_keys, normal_latents, normal_numbers, subkeys, uniform_numbers
+
+log = logging.getLogger(__name__)
+
+_NOISE, _TIME, _KEPT = range(3)  # purposes of a training sample's random key
+_PREVIEW_STEPS, _PREVIEW_ROWS = 10, 8
+_ODE_STEPS = 100  # from an image to noise
+
+
+class Diffusion(ConditionalMethod):
+    """A network trained to separate images from Gaussian noise.
+
+    Noise, time and dropped condition of a training sample depend only on the seed and its position in training, not on the
+    number of microbatches or processes.
+
+    Args:
+        network: Network, (x_t [N, C, H, W], time [N], condition, keep [N] or None) -> prediction [N, C, H, W], with an encoder
+            ``condition``. Where ``keep`` is 0, it must ignore the condition.
+        path: Path from image to noise.
+        prediction: What the network predicts: ``noise``, ``data``, ``v``, ``velocity`` or ``edm``.
+        times: Distribution of the times in training.
+        loss: Weighted squared error of the prediction.
+        sampler: Default options of sampling.
+        sigma_data: Standard deviation of the data for ``edm``, or ``auto`` to measure it before training; None for others.
+        condition_dropout: Probability of training without the condition, from 0 to below 1, which guidance needs.
+        image_size: Size of the images in pixels, one number or [height, width].
+        channels: Number of channels of the images.
+
+    Raises:
+        ValueError: If the parts are incompatible or a number is out of range.
+    """
+
+    loss_type = DenoisingLoss
+    inference_networks = ("denoiser",)
+    likelihood_estimator = "ode"
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        path: Path,
+        prediction: str,
+        times: Times,
+        loss: DenoisingLoss,
+        sampler: DiffusionOptions,
+        sigma_data: float | str | None,
+        condition_dropout: float,
+        image_size: int | Sequence[int],
+        channels: int,
+    ) -> None:
+        super().__init__()
+        try:
+            times.check(path)
+        except ValueError as error:
+            raise ConfigError(f"times do not fit the path: {error}", key="times") from error
+        if (prediction == "edm") != (sigma_data is not None):
+            given = "null" if sigma_data is None else sigma_data
+            raise ValueError(f"sigma_data={given} does not match prediction={prediction}: edm needs it, the others null")
+        if isinstance(sigma_data, str) and sigma_data != "auto":
+            raise ValueError(f"sigma_data={sigma_data} must be a number above 0, or auto")
+        if isinstance(sigma_data, int | float) and not sigma_data > 0:
+            raise ValueError(f"sigma_data={sigma_data} must be above 0")
+        if not 0 <= condition_dropout < 1:
+            raise ValueError(f"condition_dropout={condition_dropout} must be from 0 to below 1")
+        self.measures_data = sigma_data == "auto"
+        known = isinstance(sigma_data, int | float)
+        self.denoiser = Denoiser(network, path, prediction, float(sigma_data) if known else 0.5)  # type: ignore[arg-type]
+        self.times = times
+        self.loss = loss
+        self.shape = (channels, *height_width(image_size))
+        self._read_conditions(shared_encoder(network=network))
+        self.condition_dropout = condition_dropout if self.condition_key is not None else 0.0
+        self.batch_keys = (*self.batch_keys, "noise_key")
+        self._sampler = sampler
+        try:
+            self.check_options(sampler)
+        except ConfigError as error:
+            raise error.mounted("sampler", vars(sampler)) from error
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {"denoiser": list(self.denoiser.parameters())}
+
+    @property
+    def path(self) -> Path:
+        """Path from image to noise."""
+        return self.denoiser.path
+
+    def set_data_statistics(self, images: Tensor) -> None:
+        """Set sigma_data, if it is ``auto``, to the standard deviation of images [N, C, H, W] in [-1, 1]."""
+        if self.measures_data:
+            self.denoiser.sigma_data.fill_(images.double().std(correction=0).clamp(min=1e-3))
+
+    # Training
+
+    def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
+        return update("denoiser", self._loss, batch)
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        image, key = batch["image"].float(), batch["noise_key"]
+        time = self.times.at(mixed_keys(key, _TIME), self.path)
+        noise = _normal(mixed_keys(key, _NOISE), image.shape[1:])
+        keep = None
+        if self.condition_dropout:
+            keep = uniform_numbers(mixed_keys(key, _KEPT), ()) >= self.condition_dropout
+        loss = self._loss_of_images(image, noise, time, self._condition(batch), keep).mean()
+        return loss, {"loss/denoising": loss.detach()}
+
+    def _loss_of_images(self, image: Tensor, noise: Tensor, time: Tensor, condition: Tensor, keep: Tensor | None) -> Tensor:
+        """Return the weighted losses [N] of images mixed with noise at times [N]."""
+        output = self.denoiser(self.denoiser.mixed(image, noise, time), time, condition, keep)
+        weights = self.loss.weights(self.path.scale(time), self.path.sigma(time), self.denoiser.factor(time))
+        return weights * self.loss.of_images(output, self.denoiser.target(image, noise, time))
+
+    @property
+    def denoising_description(self) -> str:
+        loss, times = self.loss, type(self.times).__name__
+        weighting = loss.weighting if loss.gamma is None else f"{loss.weighting} {loss.gamma:g}"
+        return f"{self.denoiser.prediction} on {type(self.path).__name__}, {weighting}, {loss.reduction}, {times} times"
+
+    def denoising_loss(self, batch: Batch, quantile: float, keys: NDArray[np.uint64]) -> Tensor:
+        image = batch["image"].float()
+        noise = _normal(torch.from_numpy(keys.view(np.int64)).to(image.device), image.shape[1:])
+        time = torch.full((len(image),), self.times.quantile(quantile, self.path), device=image.device)
+        with eval_mode(self.denoiser):
+            return self._loss_of_images(image, noise, time, self._condition(batch), None)
+
+    def check(self, batch: Batch) -> None:
+        with torch.no_grad(), eval_mode(self.denoiser):
+            image = batch["image"]
+            batch = self._with_conditions(image) | {"noise_key": torch.arange(len(image), device=image.device)}
+            time = self.times.at(batch["noise_key"], self.path)
+            require_shape("network", self.denoiser(image, time, self._condition(batch)), image, "the data's images")
+            self._loss(batch)
+
+    # Sampling
+
+    @property
+    def sampling_options(self) -> DiffusionOptions:
+        return self._sampler
+
+    def draw(self, indices: Sequence[int], seed: int) -> Batch:
+        """Draw the noise at the start, as flat ``latent``, and the keys of the noise that samplers add."""
+        keys = keys_of(seed, Stream.PIXEL_NOISE, np.asarray(indices, dtype=np.int64))
+        latent = normal_latents(seed, indices, math.prod(self.shape))
+        return {"latent": latent, "noise_key": torch.from_numpy(keys.view(np.int64))} | self._draw_conditions(indices, seed)
+
+    def check_options(self, options: DiffusionOptions) -> None:
+        if options.spacing is not None and options.spacing not in self.path.spacings:
+            raise ConfigError(
+                f"spacing={options.spacing} is not one of the model's path: choose {' or '.join(self.path.spacings)}",
+                key="spacing",
+            )
+        try:
+            self.path.grid(options.steps, self._spacing(options))
+        except ValueError as error:
+            raise ConfigError(str(error), key="steps") from error
+        if options.churn is not None and not isinstance(self.path, VarianceExploding):
+            raise ConfigError("churn has no effect on this model, whose path is not EDM's: choose null", key="churn")
+        if options.guidance != 1 and not self.condition_dropout:
+            why = "reads no condition" if self.condition_key is None else "was trained without condition_dropout"
+            raise ConfigError(f"guidance={options.guidance:g} has no effect on a model that {why}: choose 1", key="guidance")
+        if options.variance == "large" and isinstance(self.path, VariancePreserving) and options.steps < self.path.end:
+            log.warning(
+                "variance=large is for all %d noise levels: with steps=%d, samples keep much noise; choose variance=small or "
+                "another sampler", self.path.end, options.steps,
+            )  # fmt: skip
+
+    def _spacing(self, options: DiffusionOptions) -> str:
+        return options.spacing or self.path.spacings[0]
+
+    @torch.no_grad()
+    def sample(self, batch: Batch, options: DiffusionOptions | None = None) -> Tensor:
+        """Follow the path from the noise at its end to an image, with the solver of the options."""
+        options = options or self.sampling_options
+        latent, key, condition = batch["latent"], batch["noise_key"], self._condition(batch)
+        noise = latent.view(-1, *self.shape).to(_state_type(latent))
+        run = samplers.Trajectory(
+            self.path,
+            self.path.grid(options.steps, self._spacing(options)),
+            partial(self._guided, condition=condition, options=options),
+            lambda step: _normal(mixed_keys(key, _NOISE, step), self.shape).to(noise.dtype),
+            like=noise,
+        )
+        with eval_mode(self.denoiser):
+            images = _solver(options)(run, run.sigmas[0] * noise)
+        return images.float().clamp(-1.0, 1.0)
+
+    def _guided(self, state: Tensor, time: Tensor, level: float, *, condition: Tensor, options: DiffusionOptions) -> Tensor:
+        """Estimate the image with classifier-free guidance (Ho & Salimans 2022), at noise levels within the interval.
+
+        The interval is that of Kynkaanniemi et al. 2024, and a scale of 1 means no guidance.
+        """
+        noisy, times = state.float(), time.float().expand(len(state))
+        if options.guidance == 1 or not options.guidance_from <= level <= options.largest_guided:
+            image = self.denoiser.estimate(noisy, times, condition)
+        else:
+            keep = torch.arange(2, device=noisy.device).repeat_interleave(len(noisy))
+            noisy, times, conditions = (torch.cat([each, each]) for each in (noisy, times, condition))
+            without, given = self.denoiser.estimate(noisy, times, conditions, keep).chunk(2)
+            image = without + options.guidance * (given - without)
+        if options.clip:
+            image = image.clamp(-1.0, 1.0)
+        return image.to(state.dtype)
+
+    @torch.no_grad()
+    def perturb(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
+        """Mix the noise to which the ODE maps an image with new noise; without it, samplers of the ODE return to the image."""
+        given = {key: value[:1] for key, value in drawn.items() if key == self.condition_key}
+        with eval_mode(self.denoiser):
+            noise = to_noise(self.path, _ODE_STEPS, self._estimator({"image": image} | given), image.to(_state_type(image)))
+        latent = (noise.float().flatten(1) + spread * drawn["latent"].to(image.device)) / math.sqrt(1.0 + spread**2)
+        return drawn | {"latent": latent}
+
+    def _estimator(self, batch: Batch) -> samplers.ImageEstimate:
+        condition = self._condition(batch)
+
+        def denoise(state: Tensor, time: Tensor, level: float) -> Tensor:
+            return self.denoiser.estimate(state.float(), time.float().expand(len(state)), condition).to(state.dtype)
+
+        return denoise
+
+    @property
+    def likelihood(self) -> UniformDequantisation:
+        return UniformDequantisation(_ODE_STEPS)
+
+    @torch.no_grad()
+    def log_likelihood(self, batch: Batch, num_samples: int, keys: NDArray[np.uint64]) -> dict[str, Tensor]:
+        """Bound ln P of the images' levels by the probability-flow ODE: the mean over ``num_samples`` dequantisations."""
+        image, levels, found = batch["image"], self.likelihood, []
+        with eval_mode(self.denoiser):
+            for number in range(num_samples):
+                own = torch.from_numpy(subkeys(keys, np.array([number])).view(np.int64)).to(image.device)
+                uniform = uniform_numbers(mixed_keys(own, _NOISE), self.shape)
+                signs = (uniform_numbers(mixed_keys(own, _TIME), self.shape) < 0.5).to(_state_type(image)) * 2.0 - 1.0
+                noisy = levels.dequantised(image, uniform).to(signs.dtype)
+                found.append(log_density(self.path, _ODE_STEPS, self._estimator(batch), noisy, signs))
+        return {"log_likelihood": levels.log_probability(torch.stack(found, dim=1).mean(dim=1), math.prod(self.shape))}
+
+    def export_spec(self, truncation: float | None) -> ExportSpec:
+        """Export one evaluation of the denoiser; the steps of the default sampler are part of the record."""
+        options = self.sampling_options
+        grid = self.path.grid(options.steps, self._spacing(options))
+        times = torch.tensor(grid, dtype=torch.float64)
+        path = copy.deepcopy(self.path).cpu()
+
+        def some_times(shape: list[int], *, generator: torch.Generator) -> Tensor:
+            return times[torch.randint(options.steps, shape, generator=generator)].float()
+
+        def images(parts: Any, batch: Batch) -> Tensor:
+            condition = exported_condition(batch, batch["time"][:, None])
+            return parts.denoiser.estimate(batch["noisy"], batch["time"], condition)
+
+        return ExportSpec(
+            name="network",
+            parts={"denoiser": self.denoiser},
+            inputs=(
+                Port("noisy", torch.float32, ("batch", *self.shape), "scale * image + sigma * noise", torch.randn),
+                Port("time", torch.float32, ("batch",), f"times from {self.path.end:g}, noise alone, to 0", some_times),
+                *condition_ports(self.denoiser.network),
+            ),
+            forward=images,
+            reference=lambda batch: images(self, batch),
+            settings={
+                "sampling": vars(options),
+                "times": grid,
+                "scale": path.scale(times).tolist(),
+                "sigma": path.sigma(times).tolist(),
+            },
+            remarks=(
+                "it estimates the image of a noisy one, without guidance; the record holds the times, scales and sigmas of the "
+                "default sampler's steps (docs/diffusion.md shows the loop)",
+            ),
+            is_limited=False,
+        )
+
+    # Previews
+
+    @torch.no_grad()
+    def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
+        """Return samples, and images beside their mixtures with more and more noise, each with its denoised form."""
+        quick = replace(self.sampling_options, sampler="euler", eta=None, variance=None, churn=None, churn_noise=None,
+                        steps=min(self.sampling_options.steps, _PREVIEW_STEPS))  # fmt: skip
+        image = batch["image"][:_PREVIEW_ROWS].float()
+        condition = self._condition({key: value[: len(image)] for key, value in batch.items()})
+        noise = _normal(mixed_keys(torch.arange(len(image), device=image.device), _NOISE), self.shape)
+        columns = [image]
+        with eval_mode(self.denoiser):
+            for each in reversed(self.path.grid(5, self.path.spacings[0])[1:-1]):
+                time = torch.full((len(image),), each, device=image.device)
+                noisy = self.denoiser.mixed(image, noise, time)
+                columns += [noisy / noisy.std(dim=(1, 2, 3), keepdim=True), self.denoiser.estimate(noisy, time, condition)]
+        return {"samples": self._sample_by_class(drawn, quick), "denoised": torch.stack(columns, dim=1).clamp(-1.0, 1.0)}
+
+
+def _solver(options: DiffusionOptions) -> Callable[[samplers.Trajectory, Tensor], Tensor]:
+    if options.sampler == "ddim":
+        return partial(samplers.ddim, eta=options.eta or 0.0)
+    if options.sampler == "ancestral":
+        return partial(samplers.ancestral, variance=options.variance or "small")
+    if options.sampler == "heun":
+        until = math.inf if options.churn_until is None else options.churn_until
+        return partial(
+            samplers.heun, churn=options.churn or 0.0, churn_from=options.churn_from or 0.0, churn_until=until,
+            churn_noise=options.churn_noise or 1.0,
+        )  # fmt: skip
+    return samplers.euler if options.sampler == "euler" else samplers.dpmpp_2m
+
+
+def _state_type(tensor: Tensor) -> torch.dtype:
+    """Return the type of a solver's state: float64, because rounding errors add up over many steps; MPS has only float32."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def _normal(keys: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return standard normal numbers [N, C, H, W] in the memory format of images, channels last; see ``normal_numbers``."""
+    channels, height, width = shape
+    return normal_numbers(keys, (height, width, channels)).permute(0, 3, 1, 2)

@@ -1,0 +1,104 @@
+"""Every diffusion and flow-matching recipe through the command line: trained, resumed bit for bit, sampled and exported."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from command_table import options, succeed, walk
+from PIL import Image
+from sampling import sampled
+
+COMMON = [
+    "data.image_size=16", "data.num_images=16", "trainer.batch_size=4", "trainer.preview_images=4", "precision=fp32",
+    "device=cpu", "evaluation=none", "trainer.checkpoint_interval=1 steps", "trainer.preview_interval=2 steps",
+]  # fmt: skip
+DISCRETE = ["model.path.num_times=10", "model.path.beta_max=0.5", "sampler.steps=10"]
+ROWS = {
+    "diffusion": ["model=diffusion"],
+    "diffusion_small_labels": ["model=diffusion_small", "conditioning=label"],
+    "diffusion_captions": ["model=diffusion", "conditioning=caption"],
+    "flow": ["model=flow", "sampler=dpmpp_2m"],
+    "flow_small_labels": ["model=flow_small", "conditioning=label", "ema=[exponential,power]"],
+    "flow_patches": ["model=flow_small", "model.network.patch_size=2"],
+    "flow_data": ["model=flow", "model.prediction=data", "loss=min_snr"],
+    "ddpm": ["model=ddpm", *DISCRETE],
+    "ddpm_v": ["model=ddpm", *DISCRETE, "model.prediction=v", "loss=min_snr", "sampler=ddim", "sampler.steps=5"],
+    "ddpm_cosine": [
+        "model=ddpm", "model.path.num_times=10", "model.path.schedule=cosine", "model.path.beta_min=null",
+        "model.path.beta_max=null", "sampler=heun", "sampler.steps=5",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sampled(ROWS, lambda name: [ROWS[name][0], "labels" in name, "captions" in name]))
+def test_every_recipe_trains_resumes_and_samples(name: str, tmp_path: Path) -> None:
+    checkpoint = walk(
+        [*COMMON, *ROWS[name], *tiny.DIFFUSION], tmp_path,
+        ["sample", "ckpt=parts", "num_images=2", "steps=2"],
+    )  # fmt: skip
+    assert checkpoint["method"].keys() >= {"denoiser.sigma_data", "denoiser.network.output.weight"}
+    assert list(tmp_path.glob("parts/samples-seed0-*/000001.png"))
+
+
+@pytest.mark.parametrize("accumulation", [2, 4])
+def test_microbatches_see_the_same_noise(accumulation: int, tmp_path: Path) -> None:
+    common = [*COMMON, *ROWS["diffusion_small_labels"], *tiny.DIFFUSION, "trainer.duration=2 steps"]
+    runs = {"whole": 1, "parts": accumulation}
+    succeed([["train", *common, f"trainer.accumulation={n}", f"run_dir={name}"] for name, n in runs.items()], tmp_path)
+    whole, parts = (torch.load(tmp_path / name / "checkpoints/last.pt", weights_only=True)["method"] for name in runs)
+    for key, value in whole.items():
+        torch.testing.assert_close(value, parts[key], rtol=1e-4, atol=1e-5, msg=key)
+
+
+@pytest.mark.exhaustive
+def test_two_processes_take_the_steps_of_one_and_generate_its_images(tmp_path: Path) -> None:
+    common = [*COMMON, *ROWS["diffusion_small_labels"], *tiny.DIFFUSION, "trainer.duration=2 steps"]
+    measured = ["evaluation=shapes", "evaluation.num_images=20", "evaluation.num_real=16"]
+    environment = os.environ | {"GENIMG_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    for name, starter in (("one", ["-m"]), ("two", ["-m", "torch.distributed.run", "--nproc_per_node=2", "-m"])):
+        command = [sys.executable, *starter, "genimg.train", *common, *measured, f"run_dir={name}"]
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=300)
+    one, two = (torch.load(tmp_path / name / "checkpoints/last.pt", weights_only=True) for name in ("one", "two"))
+    for key, value in one["method"].items():
+        torch.testing.assert_close(value, two["method"][key], rtol=1e-4, atol=1e-5, msg=key)
+    assert one["training"]["last"] == pytest.approx(two["training"]["last"], rel=1e-3, abs=1e-4)
+
+
+def test_guidance_steps_and_labels_are_chosen_when_sampling_and_evaluating(tmp_path: Path) -> None:
+    train = ["train", *COMMON, *ROWS["diffusion_small_labels"], *tiny.DIFFUSION, "trainer.duration=2 steps", "run_dir=run"]
+    sample = ["sample", "ckpt=run", "num_images=3", "label=0", "steps=3"]
+    evaluate = ["eval", "ckpt=run", "evaluation=shapes", "num_images=20", "sampling.steps=2", "output=result.json"]
+    output = succeed(
+        [train, [*sample, "guidance=3"], [*sample, "sampler=dpmpp_2m"], [*sample, "batch_size=1"], evaluate], tmp_path
+    )
+    assert "fd20" in output
+    folders = sorted(path.name for path in (tmp_path / "run").glob("samples-*") if path.is_dir())
+    assert len(folders) == 3
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["provenance"]["generated"]["steps"], result["provenance"]["generated"]["num_evaluations"]) == (2, 3)
+    assert result["metrics"]["denoising_train_16"] > 0
+    one, other = (Image.open(tmp_path / "run" / name / "000000.png").tobytes() for name in folders[:2])
+    assert one != other
+
+
+def test_the_table_has_every_model() -> None:
+    names = {row[0].removeprefix("model=") for row in ROWS.values()}
+    assert names == {name for name in options("model") if name.startswith(("diffusion", "flow", "ddpm"))}
+    assert options("sampler") - {"none"} == {"heun", "euler", "ddim", "ancestral", "dpmpp_2m"}
+
+
+EXPERIMENTS = [name for name in sorted(options("experiment")) if tiny.model_of(name) in tiny.DENOISERS]
+
+
+@pytest.mark.parametrize("experiment", sampled(EXPERIMENTS, lambda name: [tiny.model_of(name)]))
+def test_every_experiment_takes_two_steps_on_tiny_images(experiment: str, tmp_path: Path) -> None:
+    images = ["data=shapes", "trainer.duration=8 images", "trainer.checkpoint_interval=8 images"]
+    succeed([["train", f"experiment={experiment}", *COMMON, *tiny.DIFFUSION, *images, "run_dir=run"]], tmp_path)
+    assert (tmp_path / "run/checkpoints/last.pt").is_file()
