@@ -80,7 +80,7 @@ class Request:
 
     @property
     def evaluation(self) -> Mapping[str, Any] | None:
-        """The group ``evaluation``, or single keys that change another evaluation; None if neither is given."""
+        """The group ``evaluation``, or single keys that modify the checkpoint's or the dataset's; None if not given."""
         return self.groups.get("evaluation")
 
     def reader(self, builder: Builder, device: torch.device) -> ImageReader:

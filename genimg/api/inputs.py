@@ -86,7 +86,7 @@ class ImageReader:
             None keeps the images' size.
         channels: Number of channels of images from folders and datasets; None keeps their number, or uses 3 for resized
             folders.
-        range: Values [low, high] in folders and .npz files that become black and white; None uses the range of the data type.
+        range: Pixel values [low, high] of folders and .npz files mapped to black and white; None uses the type's range.
         data_root: Directory of datasets; None uses their default.
         accept_unrecorded: Whether to accept statistics that do not record their extractor.
     """

@@ -21,7 +21,7 @@ from genimg.config.instantiate import ALLOWED, Builder
 from genimg.errors import CheckpointError, first_line
 
 _SLACK = 2**28  # bytes for buffers that are not in the checkpoint
-_TIMES_ONE_NETWORK = 32  # for an exported file, which holds only one of the model's networks
+_TIMES_ONE_NETWORK = 32  # ratio of the model's size to that of an exported file, which holds only one of its networks
 _MODULES_PER_TENSOR = 100  # per tensor in the checkpoint
 _MODULES_WITHOUT = 10_000  # modules without tensors
 _FIX = "use the version of genimg, and of the packages in allow=, that it was trained with"
@@ -39,8 +39,8 @@ def require_fitting(
         build: Function that builds the model of the checkpoint's config.
         weights: The checkpoint's tensors by name.
         builder: Builder of the config.
-        are_a_part: Whether the tensors belong to a single network of the model and have other names; only sizes are compared
-            then.
+        are_a_part: Whether the tensors are those of a single network, with names that differ from the model's. If so, only
+            total sizes are compared.
 
     Raises:
         CheckpointError: If the shape of a tensor differs, or if the model needs far more memory than the checkpoint's tensors.

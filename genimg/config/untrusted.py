@@ -110,7 +110,7 @@ def take_out(config: Node, builder: Builder, groups: Sequence[str] | None = None
 def named_again(config: Node, builder: Builder, given: Mapping[str, Any]) -> tuple[Node, Builder]:
     """Return a checkpoint's config with the values that the command line names, and a builder that accepts them.
 
-    A new value replaces the old one of its parameter everywhere, because several networks can share an encoder's path.
+    A new value replaces the parameter's old value wherever that occurs, because several networks can share an encoder's path.
 
     Args:
         config: The resolved config.

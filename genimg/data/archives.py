@@ -27,7 +27,7 @@ def choose_images(headers: Mapping[str, Header], where: str, *, key: str | None,
         split: ``train``, ``val`` or ``test``; None chooses the training images if the archive has splits.
 
     Raises:
-        ConfigError: If the array named by ``key`` or ``split`` does not exist, is not an array of images, or both are given.
+        ConfigError: If ``key`` and ``split`` are both given, or the array that one of them names is not an array of images.
         DataError: If no array or more than one matches.
     """
     if key is not None:

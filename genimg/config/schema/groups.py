@@ -47,8 +47,8 @@ class Trainer:
     # The clock decides when something is saved, never what is computed.
     checkpoint_interval: str = option("Interval between checkpoints", "5 epochs", type="duration")
     checkpoint_minutes: int | float | None = option(
-        "Maximum time between checkpoints in minutes; such a checkpoint, step-N-timed.pt, is replaced by the next "
-        "one; null: use only checkpoint_interval",
+        "Maximum time between checkpoints in minutes; a checkpoint of this kind, step-N-timed.pt, is replaced by the "
+        "next one; null: use only checkpoint_interval",
         5,
     )
     keep_last: int = option(
@@ -90,7 +90,7 @@ class Evaluation:
     )
     stop_if: Any = option(
         "{factor: 3, evaluations: 2}: stop when the first metric is worse than 3 times its best value twice in a row; "
-        "{metric: memorised, above: 0.5, evaluations: 2} (or below:): set a limit for any metric",
+        "{metric: memorised, above: 0.5, evaluations: 2}, or below instead of above: the same for a limit of any metric",
         None,
         type="mapping | null",
     )
@@ -118,7 +118,8 @@ class Distances(Evaluation):
         "Number of images that an autoencoder reconstructs, held-out ones if there are any; 0: none", 1000
     )
     denoised: int = option(
-        "Number of images whose loss by noise level a diffusion model reports, held-out ones if there are any; 0: none", 250
+        "For diffusion models: number of images, held-out if available, whose loss at each noise level is measured; 0: none",
+        250,
     )
     sampling: dict[str, Any] = option(
         "Sampling options of the model, such as {steps: 10}; genimg-sample ckpt=RUN --help lists those of a model", {}
