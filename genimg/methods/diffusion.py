@@ -94,6 +94,9 @@ class Diffusion(ConditionalMethod):
             raise ValueError(f"sigma_data={sigma_data} must be a number above 0, or auto")
         if isinstance(sigma_data, int | float) and not sigma_data > 0:
             raise ValueError(f"sigma_data={sigma_data} must be above 0")
+        for name, usual in (("num_times", 1), ("augment_dim", 0)):  # for other methods
+            if (given := getattr(network, name, usual)) != usual:
+                raise ConfigError(f"network.{name}={given} does not work with this method: set {usual}", key=f"network.{name}")
         if not 0 <= condition_dropout < 1:
             raise ValueError(f"condition_dropout={condition_dropout} must be from 0 to below 1")
         self.measures_data = sigma_data == "auto"

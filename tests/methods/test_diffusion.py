@@ -285,6 +285,14 @@ def test_parts_that_do_not_fit_are_refused(changes, key):
         build("edm", times=Uniform())
 
 
+@pytest.mark.parametrize(("name", "value"), [("num_times", 2), ("augment_dim", 9)])
+def test_a_network_for_another_method_is_refused(name, value):
+    network = Denoiser(Unconditional())
+    setattr(network, name, value)
+    with raises(ConfigError, f"network.{name}"):
+        build(network=network)
+
+
 def test_a_network_of_another_shape_is_refused():
     method = build(channels=3)
     method.denoiser.network.layers[2] = nn.Conv2d(8, 1, 3, padding=1)
