@@ -89,6 +89,11 @@ def _refuse_without_effect(config: Mapping[str, Any], method_class: type[Method]
             f"this conditioning is for a GAN's discriminator (conditioning.head={head}) and does not work with a "
             f"{method_class.__name__}: choose conditioning=label or conditioning=caption"
         )
+    if "sampler" in model and "_target_" not in (config.get("sampler") or {}):
+        raise ConfigError(
+            f"sampler=none, but the model, a {method_class.__name__}, needs one: choose sampler=heun, euler or another",
+            key="sampler",
+        )
     has_likelihood = "_target_" in (config.get("likelihood") or {})
     if has_likelihood != ("likelihood" in loss):
         if has_likelihood:

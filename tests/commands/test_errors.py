@@ -317,6 +317,8 @@ CASES = [
     ("train", ["model=vae", "likelihood=gausian"], "did you mean 'gaussian'?"),
     ("train", ["model=vae", "likelihood.scale=0"], "likelihood.scale=0"),
     ("train", ["model=vae", "conditioning=projection"], "conditioning=label"),
+    ("train", ["model=flow_small", "sampler=none"], "sampler=heun"),
+    ("train", ["model=dcgan_small", "sampler=heun"], "sampler has no effect"),
     ("train", ["model=vae", "loss=elbo_capacity", "loss.free_bits=0.5"], "loss.capacity=25.0"),
     ("train", ["device=tpu"], "device=tpu"),
     ("train", ["precision=tf32", "device=cpu"], "precision=tf32"),
