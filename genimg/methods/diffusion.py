@@ -7,11 +7,8 @@ from image to noise, in what the network predicts, and in the noise levels that 
 from __future__ import annotations
 
 import copy
-import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from genimg.diffusion import samplers
 from genimg.diffusion.denoiser import Denoiser
-from genimg.diffusion.paths import Path, VarianceExploding, VariancePreserving
+from genimg.diffusion.noise import KEPT, NOISE, TIME, normal, state_type
+from genimg.diffusion.paths import Path
 from genimg.diffusion.reverse import UniformDequantisation, log_density, to_noise
 from genimg.diffusion.times import Times
 from genimg.errors import ConfigError
@@ -29,15 +26,14 @@ from genimg.losses.denoising import DenoisingLoss
 from genimg.methods.base import Update, require_shape
 from genimg.methods.conditional import ConditionalMethod, condition_ports, exported_condition, shared_encoder
 from genimg.methods.diffusion_options import DiffusionOptions
+from genimg.methods.diffusion_sampling import check_options, generate, plain_estimate, quick, spacing_of
+from genimg.methods.diffusion_training import DenoisingObjective
 from genimg.methods.export_spec import ExportSpec, Port
 from genimg.methods.modes import eval_mode
 from genimg.types import Batch, Metrics, Microbatches, Progress, height_width
-from genimg.utils.rng import Stream, keys_of, mixed_keys, normal_latents, normal_numbers, subkeys, uniform_numbers
+from genimg.utils.rng import Stream, keys_of, mixed_keys, normal_latents, subkeys, uniform_numbers
 
-log = logging.getLogger(__name__)
-
-_NOISE, _TIME, _KEPT = range(3)  # purposes of a training sample's random key
-_PREVIEW_STEPS, _PREVIEW_ROWS = 10, 8
+_PREVIEW_ROWS = 8
 _ODE_STEPS = 100  # from an image to noise
 
 
@@ -83,10 +79,6 @@ class Diffusion(ConditionalMethod):
         channels: int,
     ) -> None:
         super().__init__()
-        try:
-            times.check(path)
-        except ValueError as error:
-            raise ConfigError(f"times do not fit the path: {error}", key="times") from error
         if (prediction == "edm") != (sigma_data is not None):
             given = "null" if sigma_data is None else sigma_data
             raise ValueError(f"sigma_data={given} does not match prediction={prediction}: edm needs it, the others null")
@@ -102,8 +94,7 @@ class Diffusion(ConditionalMethod):
         self.measures_data = sigma_data == "auto"
         known = isinstance(sigma_data, int | float)
         self.denoiser = Denoiser(network, path, prediction, float(sigma_data) if known else 0.5)  # type: ignore[arg-type]
-        self.times = times
-        self.loss = loss
+        self.objective = DenoisingObjective(self.denoiser, times, loss)
         self.shape = (channels, *height_width(image_size))
         self._read_conditions(shared_encoder(network=network))
         self.condition_dropout = condition_dropout if self.condition_key is not None else 0.0
@@ -133,39 +124,28 @@ class Diffusion(ConditionalMethod):
         return update("denoiser", self._loss, batch)
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        image, key = batch["image"].float(), batch["noise_key"]
-        time = self.times.at(mixed_keys(key, _TIME), self.path)
-        noise = _normal(mixed_keys(key, _NOISE), image.shape[1:])
-        keep = None
+        key, keep = batch["noise_key"], None
         if self.condition_dropout:
-            keep = uniform_numbers(mixed_keys(key, _KEPT), ()) >= self.condition_dropout
-        loss = self._loss_of_images(image, noise, time, self._condition(batch), keep).mean()
+            keep = uniform_numbers(mixed_keys(key, KEPT), ()) >= self.condition_dropout
+        loss = self.objective.losses(batch["image"].float(), key, self._condition(batch), keep).mean()
         return loss, {"loss/denoising": loss.detach()}
-
-    def _loss_of_images(self, image: Tensor, noise: Tensor, time: Tensor, condition: Tensor, keep: Tensor | None) -> Tensor:
-        """Return the weighted losses [N] of images mixed with noise at times [N]."""
-        output = self.denoiser(self.denoiser.mixed(image, noise, time), time, condition, keep)
-        weights = self.loss.weights(self.path.scale(time), self.path.sigma(time), self.denoiser.factor(time))
-        return weights * self.loss.of_images(output, self.denoiser.target(image, noise, time))
 
     @property
     def denoising_description(self) -> str:
-        loss, times = self.loss, type(self.times).__name__
-        weighting = loss.weighting if loss.gamma is None else f"{loss.weighting} {loss.gamma:g}"
-        return f"{self.denoiser.prediction} on {type(self.path).__name__}, {weighting}, {loss.reduction}, {times} times"
+        return self.objective.description
 
     def denoising_loss(self, batch: Batch, quantile: float, keys: NDArray[np.uint64]) -> Tensor:
-        image = batch["image"].float()
-        noise = _normal(torch.from_numpy(keys.view(np.int64)).to(image.device), image.shape[1:])
-        time = torch.full((len(image),), self.times.quantile(quantile, self.path), device=image.device)
+        image, times = batch["image"].float(), self.objective.times
+        noise = normal(torch.from_numpy(keys.view(np.int64)).to(image.device), image.shape[1:])
+        time = torch.full((len(image),), times.quantile(quantile, self.path), device=image.device)
         with eval_mode(self.denoiser):
-            return self._loss_of_images(image, noise, time, self._condition(batch), None)
+            return self.objective.losses_at(image, noise, time, self._condition(batch), None)
 
     def check(self, batch: Batch) -> None:
         with torch.no_grad(), eval_mode(self.denoiser):
             image = batch["image"]
             batch = self._with_conditions(image) | {"noise_key": torch.arange(len(image), device=image.device)}
-            time = self.times.at(batch["noise_key"], self.path)
+            time = self.objective.times.at(batch["noise_key"], self.path)
             require_shape("network", self.denoiser(image, time, self._condition(batch)), image, "the data's images")
             self._loss(batch)
 
@@ -182,79 +162,26 @@ class Diffusion(ConditionalMethod):
         return {"latent": latent, "noise_key": torch.from_numpy(keys.view(np.int64))} | self._draw_conditions(indices, seed)
 
     def check_options(self, options: DiffusionOptions) -> None:
-        if options.spacing is not None and options.spacing not in self.path.spacings:
-            raise ConfigError(
-                f"spacing={options.spacing} is not one of the model's path: choose {' or '.join(self.path.spacings)}",
-                key="spacing",
-            )
-        try:
-            self.path.grid(options.steps, self._spacing(options))
-        except ValueError as error:
-            raise ConfigError(str(error), key="steps") from error
-        if options.churn is not None and not isinstance(self.path, VarianceExploding):
-            raise ConfigError("churn has no effect on this model, whose path is not EDM's: choose null", key="churn")
-        if options.guidance != 1 and not self.condition_dropout:
-            why = "reads no condition" if self.condition_key is None else "was trained without condition_dropout"
-            raise ConfigError(f"guidance={options.guidance:g} has no effect on a model that {why}: choose 1", key="guidance")
-        if options.variance == "large" and isinstance(self.path, VariancePreserving) and options.steps < self.path.end:
-            log.warning(
-                "variance=large is for all %d noise levels: with steps=%d, samples keep much noise; choose variance=small or "
-                "another sampler", self.path.end, options.steps,
-            )  # fmt: skip
-
-    def _spacing(self, options: DiffusionOptions) -> str:
-        return options.spacing or self.path.spacings[0]
+        unguided = None
+        if not self.condition_dropout:
+            unguided = "reads no condition" if self.condition_key is None else "was trained without condition_dropout"
+        check_options(options, self.path, unguided=unguided)
 
     @torch.no_grad()
     def sample(self, batch: Batch, options: DiffusionOptions | None = None) -> Tensor:
-        """Follow the path from the noise at its end to an image, with the solver of the options."""
-        options = options or self.sampling_options
-        latent, key, condition = batch["latent"], batch["noise_key"], self._condition(batch)
-        noise = latent.view(-1, *self.shape).to(_state_type(latent))
-        run = samplers.Trajectory(
-            self.path,
-            self.path.grid(options.steps, self._spacing(options)),
-            partial(self._guided, condition=condition, options=options),
-            lambda step: _normal(mixed_keys(key, _NOISE, step), self.shape).to(noise.dtype),
-            like=noise,
-        )
-        with eval_mode(self.denoiser):
-            images = _solver(options)(run, run.sigmas[0] * noise)
-        return images.float().clamp(-1.0, 1.0)
-
-    def _guided(self, state: Tensor, time: Tensor, level: float, *, condition: Tensor, options: DiffusionOptions) -> Tensor:
-        """Estimate the image with classifier-free guidance (Ho & Salimans 2022), at noise levels within the interval.
-
-        The interval is that of Kynkaanniemi et al. 2024, and a scale of 1 means no guidance.
-        """
-        noisy, times = state.float(), time.float().expand(len(state))
-        if options.guidance == 1 or not options.guidance_from <= level <= options.largest_guided:
-            image = self.denoiser.estimate(noisy, times, condition)
-        else:
-            keep = torch.arange(2, device=noisy.device).repeat_interleave(len(noisy))
-            noisy, times, conditions = (torch.cat([each, each]) for each in (noisy, times, condition))
-            without, given = self.denoiser.estimate(noisy, times, conditions, keep).chunk(2)
-            image = without + options.guidance * (given - without)
-        if options.clip:
-            image = image.clamp(-1.0, 1.0)
-        return image.to(state.dtype)
+        noise, condition = batch["latent"].view(-1, *self.shape), self._condition(batch)
+        images = generate(self.denoiser, options or self.sampling_options, noise, batch["noise_key"], condition)
+        return images.clamp(-1.0, 1.0)
 
     @torch.no_grad()
     def perturb(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
         """Mix the noise to which the ODE maps an image with new noise; without it, samplers of the ODE return to the image."""
         given = {key: value[:1] for key, value in drawn.items() if key == self.condition_key}
+        denoise = plain_estimate(self.denoiser, self._condition({"image": image} | given))
         with eval_mode(self.denoiser):
-            noise = to_noise(self.path, _ODE_STEPS, self._estimator({"image": image} | given), image.to(_state_type(image)))
+            noise = to_noise(self.path, _ODE_STEPS, denoise, image.to(state_type(image)))
         latent = (noise.float().flatten(1) + spread * drawn["latent"].to(image.device)) / math.sqrt(1.0 + spread**2)
         return drawn | {"latent": latent}
-
-    def _estimator(self, batch: Batch) -> samplers.ImageEstimate:
-        condition = self._condition(batch)
-
-        def denoise(state: Tensor, time: Tensor, level: float) -> Tensor:
-            return self.denoiser.estimate(state.float(), time.float().expand(len(state)), condition).to(state.dtype)
-
-        return denoise
 
     @property
     def likelihood(self) -> UniformDequantisation:
@@ -264,19 +191,20 @@ class Diffusion(ConditionalMethod):
     def log_likelihood(self, batch: Batch, num_samples: int, keys: NDArray[np.uint64]) -> dict[str, Tensor]:
         """Bound ln P of the images' levels by the probability-flow ODE: the mean over ``num_samples`` dequantisations."""
         image, levels, found = batch["image"], self.likelihood, []
+        denoise = plain_estimate(self.denoiser, self._condition(batch))
         with eval_mode(self.denoiser):
             for number in range(num_samples):
                 own = torch.from_numpy(subkeys(keys, np.array([number])).view(np.int64)).to(image.device)
-                uniform = uniform_numbers(mixed_keys(own, _NOISE), self.shape)
-                signs = (uniform_numbers(mixed_keys(own, _TIME), self.shape) < 0.5).to(_state_type(image)) * 2.0 - 1.0
+                uniform = uniform_numbers(mixed_keys(own, NOISE), self.shape)
+                signs = (uniform_numbers(mixed_keys(own, TIME), self.shape) < 0.5).to(state_type(image)) * 2.0 - 1.0
                 noisy = levels.dequantised(image, uniform).to(signs.dtype)
-                found.append(log_density(self.path, _ODE_STEPS, self._estimator(batch), noisy, signs))
+                found.append(log_density(self.path, _ODE_STEPS, denoise, noisy, signs))
         return {"log_likelihood": levels.log_probability(torch.stack(found, dim=1).mean(dim=1), math.prod(self.shape))}
 
     def export_spec(self, truncation: float | None) -> ExportSpec:
         """Export one evaluation of the denoiser; the steps of the default sampler are part of the record."""
         options = self.sampling_options
-        grid = self.path.grid(options.steps, self._spacing(options))
+        grid = self.path.grid(options.steps, spacing_of(options, self.path))
         times = torch.tensor(grid, dtype=torch.float64)
         path = copy.deepcopy(self.path).cpu()
 
@@ -315,40 +243,16 @@ class Diffusion(ConditionalMethod):
     @torch.no_grad()
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
         """Return samples, and images beside their mixtures with more and more noise, each with its denoised form."""
-        quick = replace(self.sampling_options, sampler="euler", eta=None, variance=None, churn=None, churn_noise=None,
-                        steps=min(self.sampling_options.steps, _PREVIEW_STEPS))  # fmt: skip
         image = batch["image"][:_PREVIEW_ROWS].float()
         condition = self._condition({key: value[: len(image)] for key, value in batch.items()})
-        noise = _normal(mixed_keys(torch.arange(len(image), device=image.device), _NOISE), self.shape)
+        noise = normal(mixed_keys(torch.arange(len(image), device=image.device), NOISE), self.shape)
         columns = [image]
         with eval_mode(self.denoiser):
             for each in reversed(self.path.grid(5, self.path.spacings[0])[1:-1]):
                 time = torch.full((len(image),), each, device=image.device)
                 noisy = self.denoiser.mixed(image, noise, time)
                 columns += [noisy / noisy.std(dim=(1, 2, 3), keepdim=True), self.denoiser.estimate(noisy, time, condition)]
-        return {"samples": self._sample_by_class(drawn, quick), "denoised": torch.stack(columns, dim=1).clamp(-1.0, 1.0)}
-
-
-def _solver(options: DiffusionOptions) -> Callable[[samplers.Trajectory, Tensor], Tensor]:
-    if options.sampler == "ddim":
-        return partial(samplers.ddim, eta=options.eta or 0.0)
-    if options.sampler == "ancestral":
-        return partial(samplers.ancestral, variance=options.variance or "small")
-    if options.sampler == "heun":
-        until = math.inf if options.churn_until is None else options.churn_until
-        return partial(
-            samplers.heun, churn=options.churn or 0.0, churn_from=options.churn_from or 0.0, churn_until=until,
-            churn_noise=options.churn_noise or 1.0,
-        )  # fmt: skip
-    return samplers.euler if options.sampler == "euler" else samplers.dpmpp_2m
-
-
-def _state_type(tensor: Tensor) -> torch.dtype:
-    """Return the type of a solver's state: float64, because rounding errors add up over many steps; MPS has only float32."""
-    return torch.float32 if tensor.device.type == "mps" else torch.float64
-
-
-def _normal(keys: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return standard normal numbers [N, C, H, W] in the memory format of images, channels last; see ``normal_numbers``."""
-    channels, height, width = shape
-    return normal_numbers(keys, (height, width, channels)).permute(0, 3, 1, 2)
+        return {
+            "samples": self._sample_by_class(drawn, quick(self.sampling_options)),
+            "denoised": torch.stack(columns, dim=1).clamp(-1.0, 1.0),
+        }

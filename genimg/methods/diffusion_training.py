@@ -1,0 +1,58 @@
+"""Training of a denoiser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from genimg.diffusion.denoiser import Denoiser
+from genimg.diffusion.noise import NOISE, TIME, normal
+from genimg.diffusion.times import Times
+from genimg.errors import ConfigError
+from genimg.losses.denoising import DenoisingLoss
+from genimg.utils.rng import mixed_keys
+
+
+@dataclass(frozen=True)
+class DenoisingObjective:
+    """The weighted squared error of a denoiser at random times.
+
+    Attributes:
+        denoiser: Network that is trained.
+        times: Distribution of the times.
+        loss: Weighted squared error of its output.
+
+    Raises:
+        ConfigError: If the times do not fit the denoiser's path.
+    """
+
+    denoiser: Denoiser
+    times: Times
+    loss: DenoisingLoss
+
+    def __post_init__(self) -> None:
+        try:
+            self.times.check(self.denoiser.path)
+        except ValueError as error:
+            raise ConfigError(f"times do not fit the path: {error}", key="times") from error
+
+    @property
+    def description(self) -> str:
+        """What the loss is, for records."""
+        loss, times = self.loss, type(self.times).__name__
+        weighting = loss.weighting if loss.gamma is None else f"{loss.weighting} {loss.gamma:g}"
+        path = type(self.denoiser.path).__name__
+        return f"{self.denoiser.prediction} on {path}, {weighting}, {loss.reduction}, {times} times"
+
+    def losses(self, image: Tensor, key: Tensor, condition: Tensor, keep: Tensor | None) -> Tensor:
+        """Return the losses [N] of images [N, C, H, W] with the noise and the times that their keys int64 [N] determine."""
+        time = self.times.at(mixed_keys(key, TIME), self.denoiser.path)
+        return self.losses_at(image, normal(mixed_keys(key, NOISE), image.shape[1:]), time, condition, keep)
+
+    def losses_at(self, image: Tensor, noise: Tensor, time: Tensor, condition: Tensor, keep: Tensor | None) -> Tensor:
+        """Return the losses [N] of images mixed with noise, both [N, C, H, W], at times [N]."""
+        denoiser, path = self.denoiser, self.denoiser.path
+        output = denoiser(denoiser.mixed(image, noise, time), time, condition, keep)
+        weights = self.loss.weights(path.scale(time), path.sigma(time), denoiser.factor(time))
+        return weights * self.loss.of_images(output, denoiser.target(image, noise, time))
