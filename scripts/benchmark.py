@@ -69,6 +69,11 @@ RECIPES = {
     "sngan_32": ("model=sngan data.image_size=32 trainer.batch_size=64", "gan"),
     "wgan_gp_32": ("model=wgan_gp penalty=[gradient_penalty] data.image_size=32 trainer.batch_size=64", "gan"),
     "stylegan2_32": ("model=stylegan2_small penalty=[r1] penalty.r1.interval=16 trainer.batch_size=32", "gan"),
+    # Diffusion and flow matching at CIFAR-10's size have small batches, because a step with the usual 128 takes seconds on a CPU.
+    "flow_small_28": ("model=flow_small data.image_size=28 data.channels=1 trainer.batch_size=64", "diffusion"),
+    "flow_small_32": ("model=flow_small data.image_size=32 trainer.batch_size=64", "diffusion"),
+    "flow_32": ("model=flow data.image_size=32 trainer.batch_size=16", "diffusion"),
+    "ddpm_32": ("model=ddpm data.image_size=32 trainer.batch_size=16", "diffusion"),
     # The batch size is 4 at 64 px, and 1 at 128 px as in the papers. CycleGAN has six residual blocks below 256 px.
     "pix2pix_64": ("model=pix2pix task=edges_sobel data.image_size=64 trainer.batch_size=4", "pix2pix"),
     "pix2pix_128": ("model=pix2pix task=edges_sobel data.image_size=128 trainer.batch_size=1", "pix2pix"),

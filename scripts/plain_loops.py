@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from plain_translation import CycleGANStep, pix2pix_step
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 from genimg.data.datasets.builtin import ImageDataset
 from genimg.losses.penalties import DiscriminatorPenalty, GeneratorPenalty, PenaltyInputs, WeightClipping
 from genimg.methods.base import Method
+from genimg.methods.diffusion import Diffusion
 from genimg.methods.gan import GAN
 from genimg.methods.image_to_image import Translation
 from genimg.methods.vae import VAE
@@ -154,9 +156,24 @@ def vae_step(method: VAE, optimizers: dict[str, Optimizer], batch: Batch, _: int
     return {"total": loss.item()}
 
 
+def diffusion_step(method: Diffusion, optimizers: dict[str, Optimizer], batch: Batch, _: int) -> dict[str, float]:
+    """Take a step as in the examples of torchcfm (flow matching) and in public DDPM code, which clips gradients to norm 1."""
+    image, optimizer, denoiser = batch["image"], optimizers["denoiser"], method.denoiser
+    optimizer.zero_grad()
+    keys = torch.randint(2**62, (len(image),), device=image.device)
+    time, noise = method.objective.times.at(keys, method.path), torch.randn_like(image)
+    output = denoiser(denoiser.mixed(image, noise, time), time, _nothing(image))
+    loss = F.mse_loss(output, denoiser.target(image, noise, time))
+    loss.backward()
+    nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
+    optimizer.step()
+    return {"denoising": loss.item()}
+
+
 STEPS: dict[str, Callable[[], Step]] = {
     "gan": lambda: gan_step,
     "vae": lambda: vae_step,
+    "diffusion": lambda: diffusion_step,
     "cyclegan": CycleGANStep,
     "pix2pix": lambda: pix2pix_step,
 }
@@ -175,7 +192,7 @@ class Pictures(Dataset[Batch]):
 
     def __init__(self, source: ImageDataset, method: Method) -> None:
         made = [_made(source, index, method) for index in range(len(source))]
-        assert set(made[0]) == set(method.batch_keys), "the steps do not support conditions"
+        assert set(made[0]) == set(method.batch_keys) - {"noise_key"}, "the steps do not support conditions"
         self.pixels = {key: np.ascontiguousarray(np.stack([each[key] for each in made])) for key in made[0]}
         half = {key: [0.5] * pixels.shape[-1] for key, pixels in self.pixels.items()}
         self.transforms = {key: Compose([ToTensor(), Normalize(half[key], half[key])]) for key in self.pixels}
