@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from genimg.networks.diffusion_layers import GroupNorm as DiffusionGroupNorm
 from genimg.training import cpu
 
 LAYERS = [
@@ -147,6 +148,32 @@ def test_instance_norm_of_channels_last_in_bfloat16_is_that_of_float32():
     result = layer(features.bfloat16())
     assert result.dtype == torch.bfloat16
     assert torch.allclose(result.float(), layer(features), atol=0.03)  # bfloat16 has 8 bits, values here are below 4
+
+
+# Group norm
+
+
+@pytest.mark.parametrize("kind", [nn.GroupNorm, DiffusionGroupNorm])
+def test_group_norm_of_bfloat16_is_computed_in_float32_with_its_gradients(kind):
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.GroupNorm(2, 8) if kind is nn.GroupNorm else DiffusionGroupNorm(8)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, generator=generator)
+    original = copy.deepcopy(layer)
+    cpu.use_faster_layers(layer)
+    assert type(layer) is not kind
+    values, weights = (torch.randn(3, 8, 5, 6, generator=generator).to(memory_format=torch.channels_last) for _ in range(2))
+    values = (values * 2 + 3).bfloat16()
+    results = []
+    for norm, dtype in ((layer, torch.bfloat16), (original, torch.float32)):
+        features = values.to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            result = norm(features)
+        assert result.dtype == dtype
+        assert result.is_contiguous(memory_format=torch.channels_last)
+        results.append([result, *torch.autograd.grad((weights * result.float()).sum(), [features, *norm.parameters()])])
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.allclose(ours.float(), theirs, rtol=0.01, atol=0.03)  # bfloat16 has 8 bits
 
 
 # Optimizers
