@@ -69,7 +69,7 @@ RECIPES = {
     "sngan_32": ("model=sngan data.image_size=32 trainer.batch_size=64", "gan"),
     "wgan_gp_32": ("model=wgan_gp penalty=[gradient_penalty] data.image_size=32 trainer.batch_size=64", "gan"),
     "stylegan2_32": ("model=stylegan2_small penalty=[r1] penalty.r1.interval=16 trainer.batch_size=32", "gan"),
-    # Diffusion and flow matching at CIFAR-10's size have small batches, because a step with the usual 128 takes seconds on a CPU.
+    # At CIFAR-10's size, batches of diffusion models are small, because a step with the usual 128 takes seconds on a CPU.
     "flow_small_28": ("model=flow_small data.image_size=28 data.channels=1 trainer.batch_size=64", "diffusion"),
     "flow_small_32": ("model=flow_small data.image_size=32 trainer.batch_size=64", "diffusion"),
     "flow_32": ("model=flow data.image_size=32 trainer.batch_size=16", "diffusion"),

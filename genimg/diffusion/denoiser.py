@@ -31,7 +31,9 @@ class Denoiser(nn.Module):
         self.sigma_data: Tensor
         self.register_buffer("sigma_data", torch.tensor(sigma_data))
 
-    def forward(self, noisy: Tensor, time: Tensor, condition: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(
+        self, noisy: Tensor, time: Tensor, condition: Tensor, keep: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
         """Return the network's output, float32 [N, C, H, W].
 
         Args:
@@ -39,9 +41,11 @@ class Denoiser(nn.Module):
             time: Times [N].
             condition: Raw conditions of the network [N, ...].
             keep: 0 where the condition is to be ignored [N]; None for nowhere.
+            augment: Labels of the images' augmentation [N, L], for a network with such labels; None for no augmentation.
         """
         inputs = self._prediction.input_scale(*self._factors(time)) * noisy
-        output: Tensor = self.network(inputs, self.path.embedded(time), condition, keep)
+        labels = () if augment is None else (augment,)
+        output: Tensor = self.network(inputs, self.path.embedded(time), condition, keep, *labels)
         return output.float()
 
     def estimate(self, noisy: Tensor, time: Tensor, condition: Tensor, keep: Tensor | None = None) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from genimg.utils.rng import normal_numbers
 
-NOISE, TIME, KEPT = range(3)
-"""Purposes of a training sample's random key: the noise, the time, and whether the condition is kept."""
+NOISE, TIME, KEPT, AUGMENT = range(4)
+"""Purposes of a training sample's random key: the noise, the time, whether the condition is kept, and augmentation."""
 
 
 def normal(keys: Tensor, shape: Sequence[int]) -> Tensor:

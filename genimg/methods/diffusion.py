@@ -29,6 +29,7 @@ from genimg.methods.diffusion_options import DiffusionOptions
 from genimg.methods.diffusion_sampling import check_options, generate, plain_estimate, quick, spacing_of
 from genimg.methods.diffusion_training import DenoisingObjective
 from genimg.methods.export_spec import ExportSpec, Port
+from genimg.methods.labelled_augment import LabelledAugment
 from genimg.methods.modes import eval_mode
 from genimg.types import Batch, Metrics, Microbatches, Progress, height_width
 from genimg.utils.rng import Stream, keys_of, mixed_keys, normal_latents, subkeys, uniform_numbers
@@ -53,6 +54,7 @@ class Diffusion(ConditionalMethod):
         sampler: Default options of sampling.
         sigma_data: Standard deviation of the data for ``edm``, or ``auto`` to measure it before training; None for others.
         condition_dropout: Probability of training without the condition, from 0 to below 1, which guidance needs.
+        augment: Augmentation of the training images; its number of labels must be the network's ``augment_dim``. None for none.
         image_size: Size of the images in pixels, one number or [height, width].
         channels: Number of channels of the images.
 
@@ -75,6 +77,7 @@ class Diffusion(ConditionalMethod):
         sampler: DiffusionOptions,
         sigma_data: float | str | None,
         condition_dropout: float,
+        augment: LabelledAugment | None,
         image_size: int | Sequence[int],
         channels: int,
     ) -> None:
@@ -86,15 +89,14 @@ class Diffusion(ConditionalMethod):
             raise ValueError(f"sigma_data={sigma_data} must be a number above 0, or auto")
         if isinstance(sigma_data, int | float) and not sigma_data > 0:
             raise ValueError(f"sigma_data={sigma_data} must be above 0")
-        for name, usual in (("num_times", 1), ("augment_dim", 0)):  # for other methods
-            if (given := getattr(network, name, usual)) != usual:
-                raise ConfigError(f"network.{name}={given} does not work with this method: set {usual}", key=f"network.{name}")
+        if (given := getattr(network, "num_times", 1)) != 1:
+            raise ConfigError(f"network.num_times={given} does not work with this method: set 1", key="network.num_times")
         if not 0 <= condition_dropout < 1:
             raise ValueError(f"condition_dropout={condition_dropout} must be from 0 to below 1")
         self.measures_data = sigma_data == "auto"
         known = isinstance(sigma_data, int | float)
         self.denoiser = Denoiser(network, path, prediction, float(sigma_data) if known else 0.5)  # type: ignore[arg-type]
-        self.objective = DenoisingObjective(self.denoiser, times, loss)
+        self.objective = DenoisingObjective(self.denoiser, times, loss, augment)
         self.shape = (channels, *height_width(image_size))
         self._read_conditions(shared_encoder(network=network))
         self.condition_dropout = condition_dropout if self.condition_key is not None else 0.0

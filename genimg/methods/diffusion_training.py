@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from genimg.diffusion.denoiser import Denoiser
-from genimg.diffusion.noise import NOISE, TIME, normal
+from genimg.diffusion.noise import AUGMENT, NOISE, TIME, normal
 from genimg.diffusion.times import Times
 from genimg.errors import ConfigError
 from genimg.losses.denoising import DenoisingLoss
+from genimg.methods.labelled_augment import LabelledAugment
 from genimg.utils.rng import mixed_keys
 
 
@@ -22,16 +23,24 @@ class DenoisingObjective:
         denoiser: Network that is trained.
         times: Distribution of the times.
         loss: Weighted squared error of its output.
+        augment: Augmentation of the images, whose labels the network receives; None for none.
 
     Raises:
-        ConfigError: If the times do not fit the denoiser's path.
+        ConfigError: If the times do not fit the denoiser's path, or the network does not have the augmentation's labels.
     """
 
     denoiser: Denoiser
     times: Times
     loss: DenoisingLoss
+    augment: LabelledAugment | None
 
     def __post_init__(self) -> None:
+        given = getattr(self.denoiser.network, "augment_dim", 0)
+        needed = 0 if self.augment is None else self.augment.num_labels
+        if given != needed:
+            raise ConfigError(
+                f"network.augment_dim={given} must be {needed}, the number of augmentation labels", key="network.augment_dim"
+            )
         try:
             self.times.check(self.denoiser.path)
         except ValueError as error:
@@ -46,13 +55,18 @@ class DenoisingObjective:
         return f"{self.denoiser.prediction} on {path}, {weighting}, {loss.reduction}, {times} times"
 
     def losses(self, image: Tensor, key: Tensor, condition: Tensor, keep: Tensor | None) -> Tensor:
-        """Return the losses [N] of images [N, C, H, W] with the noise and the times that their keys int64 [N] determine."""
+        """Return the losses [N] of images [N, C, H, W], whose augmentation, noise and times depend on their keys int64 [N]."""
+        labels = None
+        if self.augment is not None:
+            image, labels = self.augment(image, mixed_keys(key, AUGMENT))
         time = self.times.at(mixed_keys(key, TIME), self.denoiser.path)
-        return self.losses_at(image, normal(mixed_keys(key, NOISE), image.shape[1:]), time, condition, keep)
+        return self.losses_at(image, normal(mixed_keys(key, NOISE), image.shape[1:]), time, condition, keep, labels)
 
-    def losses_at(self, image: Tensor, noise: Tensor, time: Tensor, condition: Tensor, keep: Tensor | None) -> Tensor:
-        """Return the losses [N] of images mixed with noise, both [N, C, H, W], at times [N]."""
+    def losses_at(
+        self, image: Tensor, noise: Tensor, time: Tensor, condition: Tensor, keep: Tensor | None, labels: Tensor | None = None
+    ) -> Tensor:
+        """Return the losses [N] of images mixed with noise, both [N, C, H, W], at times [N]; see ``Denoiser``."""
         denoiser, path = self.denoiser, self.denoiser.path
-        output = denoiser(denoiser.mixed(image, noise, time), time, condition, keep)
+        output = denoiser(denoiser.mixed(image, noise, time), time, condition, keep, labels)
         weights = self.loss.weights(path.scale(time), path.sigma(time), denoiser.factor(time))
         return weights * self.loss.of_images(output, denoiser.target(image, noise, time))

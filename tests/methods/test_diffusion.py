@@ -7,14 +7,17 @@ import torch
 from errors import raises
 from torch import nn
 
+from genimg.diffusion.noise import AUGMENT, NOISE, TIME, normal
 from genimg.diffusion.paths import StraightLine, VarianceExploding, VariancePreserving
 from genimg.diffusion.times import LogNormalSigma, Uniform
 from genimg.errors import ConfigError
 from genimg.losses.denoising import DenoisingLoss
 from genimg.methods.diffusion import Diffusion
 from genimg.methods.diffusion_options import DiffusionOptions
+from genimg.methods.labelled_augment import LabelledAugment
 from genimg.networks.conditioning import ConditionEncoder, OneHot, Unconditional
 from genimg.types import Batch, Metrics, Progress
+from genimg.utils.rng import mixed_keys
 
 PLAIN = DenoisingLoss(weighting="plain", gamma=None, reduction="mean")
 LINE, EDM = StraightLine(shift=1.0), VarianceExploding(sigma_min=0.002, sigma_max=80.0, rho=7.0)
@@ -50,8 +53,8 @@ def build(recipe="flow", num_classes=0, **changes) -> Diffusion:
     torch.manual_seed(0)
     settings = {
         "network": Denoiser(OneHot(num_classes=num_classes) if num_classes else Unconditional()), "loss": PLAIN,
-        "sampler": DiffusionOptions(sampler="heun", steps=4), "sigma_data": None, "condition_dropout": 0.0, "image_size": 8,
-        "channels": 3,
+        "sampler": DiffusionOptions(sampler="heun", steps=4), "sigma_data": None, "condition_dropout": 0.0, "augment": None,
+        "image_size": 8, "channels": 3,
     }  # fmt: skip
     return Diffusion(**(settings | RECIPES[recipe] | changes))
 
@@ -291,6 +294,31 @@ def test_a_network_for_another_method_is_refused(name, value):
     setattr(network, name, value)
     with raises(ConfigError, f"network.{name}"):
         build(network=network)
+    with raises(ConfigError, "network.augment_dim"):
+        build(augment=LabelledAugment(p=0.5, operations=["scale"]))
+
+
+def test_the_network_is_trained_on_augmented_images_and_receives_their_labels():
+    class Labelled(Denoiser):
+        augment_dim = 3
+
+        def forward(self, noisy, time, condition, keep=None, augment=None):
+            self.received = (noisy, augment)
+            return super().forward(noisy, time, condition, keep)
+
+    augment = LabelledAugment(p=0.5, operations=["x_flip", "translate"])
+    method, whole = build(network=Labelled(Unconditional()), augment=augment), batch()
+    method._loss(whole)
+    images, labels = augment(whole["image"], mixed_keys(whole["noise_key"], AUGMENT))
+    noisy, received = method.denoiser.network.received
+    assert received.equal(labels)
+    time = Uniform().at(mixed_keys(whole["noise_key"], TIME), LINE)[:, None, None, None]
+    noise = normal(mixed_keys(whole["noise_key"], NOISE), (3, 8, 8))
+    assert torch.allclose(noisy, (1 - time) * images + time * noise, atol=1e-5)
+    method.denoising_loss(whole, 0.5, np.arange(6, dtype=np.uint64))
+    assert method.denoiser.network.received[1] is None
+    method.sample({"latent": torch.zeros(2, 192), "noise_key": torch.arange(2)})
+    assert method.denoiser.network.received[1] is None
 
 
 def test_a_network_of_another_shape_is_refused():
