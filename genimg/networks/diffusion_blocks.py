@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,22 @@ class Architecture:
     """Epsilon of group norms."""
     attention_gain: float | None
     """Gain of the initial weights of queries, keys and values; None if all layers have PyTorch's initial weights."""
+    random_frequencies: bool = False
+    """See ``TimeEmbedding``."""
+    sees_image_at_each_size: bool = False
+    """Whether the reduced image, after a convolution, is added to the features wherever the encoder halves the size."""
 
+
+_DDPMPP = Architecture(
+    scales=False,
+    sum_scale=math.sqrt(0.5),
+    projects_resampled=True,
+    attends_always=False,
+    adds_condition_first=True,
+    widens_stem=False,
+    norm_eps=1e-6,
+    attention_gain=math.sqrt(0.2),
+)
 
 ARCHITECTURES = {
     "ddpm": Architecture(
@@ -49,16 +64,8 @@ ARCHITECTURES = {
         norm_eps=1e-6,
         attention_gain=math.sqrt(2.0),  # the same bound as for three layers from C to C channels
     ),
-    "ddpmpp": Architecture(
-        scales=False,
-        sum_scale=math.sqrt(0.5),
-        projects_resampled=True,
-        attends_always=False,
-        adds_condition_first=True,
-        widens_stem=False,
-        norm_eps=1e-6,
-        attention_gain=math.sqrt(0.2),
-    ),
+    "ddpmpp": _DDPMPP,
+    "ncsnpp": replace(_DDPMPP, random_frequencies=True, sees_image_at_each_size=True),
     "adm": Architecture(
         scales=True,
         sum_scale=1.0,

@@ -81,7 +81,11 @@ class TimeEmbedding(nn.Module):
         num_times: Number of times.
         augment_dim: Number of augmentation labels A (Karras et al. 2022, appendix F.2); 0 for none.
         adds_condition_first: Whether the condition is added before the first layer; its layer then has a bias.
+        random_frequencies: Whether the frequencies are random, 2 pi N(0, 16^2), and fixed (Song et al. 2021, appendix C.1;
+            Tancik et al. 2020), instead of geometrically spaced.
     """
+
+    frequencies: Tensor | None
 
     def __init__(
         self,
@@ -92,6 +96,7 @@ class TimeEmbedding(nn.Module):
         num_times: int,
         augment_dim: int,
         adds_condition_first: bool,
+        random_frequencies: bool = False,
     ) -> None:
         super().__init__()
         self.width = width
@@ -101,6 +106,7 @@ class TimeEmbedding(nn.Module):
         # A one-hot vector has a mean square of 1/K; this makes it 1.
         self.condition_scale = math.sqrt(condition.dim) if adds_condition_first and isinstance(condition, OneHot) else 1.0
         inputs = num_times * width
+        self.register_buffer("frequencies", 32.0 * math.pi * torch.randn(width // 2) if random_frequencies else None)
         self.first = nn.Linear(inputs, outputs)
         self.second = nn.Linear(outputs, outputs)
         self.condition: nn.Linear | None = None
@@ -127,7 +133,11 @@ class TimeEmbedding(nn.Module):
             raise ValueError("augment_dim=0 means a network without augmentation labels, but labels were given")
         dtype = self.first.weight.dtype
         with without_autocast(time):
-            embedded = sines_and_cosines(times, self.width).flatten(1).to(dtype)  # [N, T * width]
+            if self.frequencies is None:
+                embedded = sines_and_cosines(times, self.width).flatten(1).to(dtype)  # [N, T * width]
+            else:
+                angles = times.float()[..., None] * self.frequencies.float()
+                embedded = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1).to(dtype)
             if augment is not None and self.augment is not None:
                 embedded = embedded + self.augment(augment.to(dtype))
             added = self._condition(vector.to(dtype), keep)

@@ -1,9 +1,10 @@
-"""U-Nets of diffusion models: Ho et al. 2020 (DDPM), Song et al. 2021 and Karras et al. 2022 (DDPM++), Dhariwal & Nichol 2021
-(ADM)."""
+"""U-Nets of diffusion models: Ho et al. 2020 (DDPM), Song et al. 2021 and Karras et al. 2022 (DDPM++ and NCSN++), and Dhariwal &
+Nichol 2021 (ADM)."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,6 +42,8 @@ class DiffusionUNet(nn.Module):
     - ``ddpm``: the embedding is added to the features. Xavier initialisation.
     - ``ddpmpp``: as ``ddpm``, but sums are divided by sqrt(2), blocks that resample have a convolution in their skip, the
       decoder has attention only in the last block of a level, and the condition is added before the embedding's first layer.
+    - ``ncsnpp``: as ``ddpmpp``, but the frequencies of the time's embedding are random, and the encoder sees the image again at
+      each smaller size. Its paper uses ``resampling="binomial"``.
     - ``adm``: the embedding scales and shifts the second norm of a block. PyTorch's initial weights.
 
     The last layer of each residual branch and of the network starts at 0 (``adm``) or near it (gain 1e-5), and all biases at 0.
@@ -54,7 +57,7 @@ class DiffusionUNet(nn.Module):
         multipliers: Number of channels of each level as a multiple of the width, from the image inwards.
         num_blocks: Number of encoder blocks a level.
         attention_sizes: Sizes of features with attention, in pixels of the longer side after ``patch_size``. May be empty.
-        architecture: ``ddpm``, ``ddpmpp`` or ``adm``.
+        architecture: ``ddpm``, ``ddpmpp``, ``ncsnpp`` or ``adm``.
         resampling: How the size is halved and doubled. Between residual blocks: ``convolution``, with stride 2 or after
             nearest-neighbour upsampling, or ``pooling``, the same without weights. Within a block: ``box`` ([1, 1]) or
             ``binomial`` ([1, 3, 3, 1]), the filter's taps.
@@ -113,15 +116,26 @@ class DiffusionUNet(nn.Module):
 
         dim = _EMBEDDING * width
         self.embedding = TimeEmbedding(
-            width=width * num_times,
+            width=width * (2 if kind.random_frequencies else num_times),
             outputs=dim,
             condition=condition,
             num_times=num_times,
             augment_dim=augment_dim,
             adds_condition_first=kind.adds_condition_first,
+            random_frequencies=kind.random_frequencies,
         )
         self.modulation = nn.Linear(dim, sum(self.modulation_sizes))  # one layer for all blocks, which takes one call
-        self.stem = nn.Conv2d((channels + source_channels) * patch_size**2, stem, 3, padding=1)
+        inputs = (channels + source_channels) * patch_size**2
+        self.stem = nn.Conv2d(inputs, stem, 3, padding=1)
+        self.image_skips = nn.ModuleDict()  # by the number of the block that halves the size
+        if kind.sees_image_at_each_size:
+            positions = [level * (num_blocks + 1) - 1 for level in range(1, len(widths))]
+            for position, before, after in zip(positions, [inputs, *widths[:-2]], widths[:-1], strict=True):
+                skip = nn.Sequential(
+                    resampling_filter("binomial" if resampling == "binomial" else "box", "down"),
+                    nn.Conv2d(before, after, 3, padding=1),
+                )
+                self.image_skips[str(position)] = skip
         self.norm = GroupNorm(widths[0], eps=kind.norm_eps)
         self.output = nn.Conv2d(widths[0], channels * patch_size**2, 3, padding=1)
         self._initialise(kind)
@@ -129,7 +143,7 @@ class DiffusionUNet(nn.Module):
     def _initialise(self, kind: Architecture) -> None:
         """Set the initial weights; those of the condition's encoder are its own."""
         end_near_zero(self.output, kind)
-        parts = (self.embedding, self.stem, self.blocks, self.output)
+        parts = (self.embedding, self.stem, self.image_skips, self.blocks, self.output)
         if kind.attention_gain is not None:
             for part in parts:
                 initialise(part, "xavier")
@@ -159,12 +173,15 @@ class DiffusionUNet(nn.Module):
         embedded = self.embedding(time, self.condition(condition), keep, augment)  # [N, 4 * width]
         with without_autocast(embedded):
             modulations = self.modulation(embedded).split(self.modulation_sizes, dim=1)
-        features = self.stem(F.pixel_unshuffle(noisy, self.patch_size))
+        image = F.pixel_unshuffle(noisy, self.patch_size)
+        features = self.stem(image)
         skips = [features]
         for number, (block, modulation) in enumerate(zip(self.blocks, modulations, strict=True)):
             if block.joins_skip:
                 features = torch.cat([features, skips.pop()], dim=1)
             features = block(features, modulation)
+            if str(number) in self.image_skips:
+                features = image = (features + self.image_skips[str(number)](image)) * math.sqrt(0.5)
             if number < self.num_encoder_blocks:
                 skips.append(features)
         result = F.pixel_shuffle(self.output(F.silu(self.norm(features))), self.patch_size)

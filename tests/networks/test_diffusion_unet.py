@@ -29,6 +29,7 @@ ADM_64 = DDPMPP | {
     "architecture": "adm", "channels_per_head": 64,
 }  # fmt: skip
 MEANFLOW = DDPMPP | {"num_times": 2, "resampling": "binomial"}
+NCSNPP = DDPMPP | {"architecture": "ncsnpp", "resampling": "binomial", "augment_dim": 9}
 SMALL = DDPMPP | {"multipliers": [1, 2, 2], "num_blocks": 2}
 SMALL_28 = SMALL | {"channels": 1, "image_size": 28, "num_blocks": 1, "attention_sizes": []}
 
@@ -40,6 +41,8 @@ NAMED = {  # settings, number of classes, number of parameters, and 10^9 floatin
     "EDM, CIFAR-10": (DDPMPP | {"augment_dim": 9}, 0, 55_733_891, None),
     "EDM, CIFAR-10, no augmentation": (DDPMPP, 0, 55_732_739, 42.38),
     "EDM, CIFAR-10, labels": (DDPMPP | {"augment_dim": 9}, 10, 55_735_299, None),
+    "EDM, NCSN++, CIFAR-10": (NCSNPP, 0, 56_397_827, None),
+    "EDM, NCSN++, CIFAR-10, labels": (NCSNPP, 10, 56_400_643, None),
     "EDM, FFHQ 64": (DDPMPP | {"image_size": 64, "multipliers": [1, 2, 2, 2], "augment_dim": 9}, 0, 61_805_571, 83.7),
     "ADM, ImageNet 64": (ADM_64, 1000, 295_899_267, None),
     "ADM, ImageNet 64, a class for no label": (ADM_64, 1001, 295_900_035, None),
@@ -258,6 +261,32 @@ def test_binomial_filters_are_1_3_3_1():
     assert torch.equal(down(impulse)[0, 0], expected)
 
 
+# NCSN++
+
+
+def test_the_encoder_of_ncsnpp_adds_the_reduced_image_at_each_smaller_size():
+    network = tiny(architecture="ncsnpp", resampling="binomial", multipliers=[1, 2, 2], attention_sizes=[])
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
+    for number, block in enumerate(network.blocks):
+        block.register_forward_hook(lambda _, given, result, number=number: seen.update({number: (given[0], result)}))
+    noisy, time, labels = inputs(2)
+    network(noisy, time, labels)
+    first, second = network.image_skips["1"], network.image_skips["3"]
+    assert first[1](first[0](noisy)).shape == (2, 8, 8, 8)
+    added = (seen[1][1] + first(noisy)) * math.sqrt(0.5)
+    assert torch.allclose(seen[2][0], added, atol=1e-5)
+    assert torch.allclose(seen[4][0], (seen[3][1] + second(added)) * math.sqrt(0.5), atol=1e-5)
+
+
+def test_random_frequencies_are_fixed_and_stored():
+    network = tiny(architecture="ncsnpp", resampling="binomial", width=256, initial=True)
+    frequencies = network.state_dict()["embedding.frequencies"] / (2 * math.pi)
+    assert frequencies.shape == (256,)
+    assert frequencies.std() == pytest.approx(16.0, rel=0.15)
+    assert "embedding.frequencies" not in dict(network.named_parameters())
+    assert "embedding.frequencies" not in tiny().state_dict()
+
+
 # Initial weights
 
 
@@ -268,7 +297,7 @@ def test_the_output_starts_at_or_near_zero_and_residual_branches_too(architectur
     result = network(noisy, time, labels).abs().max()
     block, stem = network.blocks[0], network.stem(noisy)
     branch = network.blocks[0](stem, torch.randn(4, block.modulation_size)) - stem * (
-        0.5**0.5 if architecture == "ddpmpp" else 1.0
+        0.5**0.5 if architecture in ("ddpmpp", "ncsnpp") else 1.0
     )
     if architecture == "adm":
         assert result == 0
