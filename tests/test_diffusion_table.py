@@ -24,6 +24,7 @@ ROWS = {
     "diffusion": ["model=diffusion"],
     "diffusion_small_labels": ["model=diffusion_small", "conditioning=label"],
     "diffusion_captions": ["model=diffusion", "conditioning=caption"],
+    "edm2_labels": ["model=edm2", "conditioning=label", "ema=[exponential,power]"],
     "flow": ["model=flow", "sampler=dpmpp_2m"],
     "flow_small_labels": ["model=flow_small", "conditioning=label", "ema=[exponential,power]"],
     "flow_patches": ["model=flow_small", "model.network.patch_size=2"],
@@ -90,7 +91,7 @@ def test_guidance_steps_and_labels_are_chosen_when_sampling_and_evaluating(tmp_p
 
 def test_the_table_has_every_model() -> None:
     names = {row[0].removeprefix("model=") for row in ROWS.values()}
-    assert names == {name for name in options("model") if name.startswith(("diffusion", "flow", "ddpm"))}
+    assert names == {name for name in options("model") if name.startswith(("diffusion", "flow", "ddpm", "edm"))}
     assert options("sampler") - {"none"} == {"heun", "euler", "ddim", "ancestral", "dpmpp_2m"}
 
 

@@ -152,7 +152,7 @@ CONSTANT = {
     "CUT": {"mirror_probability"}, "Consistency": {"max_shift_share"}, "DeterministicAutoencoder": set(),
     "Gaussian": None, "ExportSpec": None, "DiffusionOptions": None, "DenoisingLoss": {"gamma"},
     "Diffusion": {"condition_dropout", "sigma_data"},
-    "Linear": None, "Cosine": None, "VQVAE": {"data_variance"},
+    "Linear": None, "Cosine": None, "VQVAE": {"data_variance"}, "LabelledAugment": {"p"},
 }  # fmt: skip
 
 

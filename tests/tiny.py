@@ -136,7 +136,7 @@ DIFFUSION = [
 ]  # fmt: skip
 """The same for every diffusion and flow-matching model; ``test_diffusion_table`` walks through them."""
 
-DENOISERS = dict.fromkeys(("diffusion", "diffusion_small", "flow", "flow_small", "ddpm"), DIFFUSION)
+DENOISERS = dict.fromkeys(("diffusion", "diffusion_small", "flow", "flow_small", "ddpm", "edm2"), DIFFUSION)
 
 _TRANSLATOR = ["model.translator.width=4", "task=denoise"]
 _PATCHES = ["width=4", "num_strided=1"]

@@ -31,6 +31,7 @@ from genimg.methods.diffusion_training import DenoisingObjective
 from genimg.methods.export_spec import ExportSpec, Port
 from genimg.methods.labelled_augment import LabelledAugment
 from genimg.methods.modes import eval_mode
+from genimg.networks.magnitude_preserving_unet import NormalisedLayer, Uncertainty
 from genimg.types import Batch, Metrics, Microbatches, Progress, height_width
 from genimg.utils.rng import Stream, keys_of, mixed_keys, normal_latents, subkeys, uniform_numbers
 
@@ -55,6 +56,7 @@ class Diffusion(ConditionalMethod):
         sigma_data: Standard deviation of the data for ``edm``, or ``auto`` to measure it before training; None for others.
         condition_dropout: Probability of training without the condition, from 0 to below 1, which guidance needs.
         augment: Augmentation of the training images; its number of labels must be the network's ``augment_dim``. None for none.
+        uncertainty: Network that learns the error to expect at each time, see ``DenoisingObjective``; None for none.
         image_size: Size of the images in pixels, one number or [height, width].
         channels: Number of channels of the images.
 
@@ -78,6 +80,7 @@ class Diffusion(ConditionalMethod):
         sigma_data: float | str | None,
         condition_dropout: float,
         augment: LabelledAugment | None,
+        uncertainty: Uncertainty | None,
         image_size: int | Sequence[int],
         channels: int,
     ) -> None:
@@ -96,7 +99,9 @@ class Diffusion(ConditionalMethod):
         self.measures_data = sigma_data == "auto"
         known = isinstance(sigma_data, int | float)
         self.denoiser = Denoiser(network, path, prediction, float(sigma_data) if known else 0.5)  # type: ignore[arg-type]
-        self.objective = DenoisingObjective(self.denoiser, times, loss, augment)
+        self.objective = DenoisingObjective(self.denoiser, times, loss, augment, uncertainty)
+        self.uncertainty = uncertainty
+        self._normalised = [layer for layer in self.modules() if isinstance(layer, NormalisedLayer)]
         self.shape = (channels, *height_width(image_size))
         self._read_conditions(shared_encoder(network=network))
         self.condition_dropout = condition_dropout if self.condition_key is not None else 0.0
@@ -108,7 +113,8 @@ class Diffusion(ConditionalMethod):
             raise error.mounted("sampler", vars(sampler)) from error
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        return {"denoiser": list(self.denoiser.parameters())}
+        parts = [self.denoiser] if self.uncertainty is None else [self.denoiser, self.uncertainty]
+        return {"denoiser": [parameter for part in parts for parameter in part.parameters()]}
 
     @property
     def path(self) -> Path:
@@ -123,7 +129,10 @@ class Diffusion(ConditionalMethod):
     # Training
 
     def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
-        return update("denoiser", self._loss, batch)
+        metrics = update("denoiser", self._loss, batch)
+        for layer in self._normalised:
+            layer.normalise()
+        return metrics
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         key, keep = batch["noise_key"], None

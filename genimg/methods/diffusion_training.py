@@ -12,6 +12,7 @@ from genimg.diffusion.times import Times
 from genimg.errors import ConfigError
 from genimg.losses.denoising import DenoisingLoss
 from genimg.methods.labelled_augment import LabelledAugment
+from genimg.networks.magnitude_preserving_unet import Uncertainty
 from genimg.utils.rng import mixed_keys
 
 
@@ -24,6 +25,8 @@ class DenoisingObjective:
         times: Distribution of the times.
         loss: Weighted squared error of its output.
         augment: Augmentation of the images, whose labels the network receives; None for none.
+        uncertainty: Network of the expected error's logarithm at each time, by which the error is divided in training so that
+            all times matter equally (Karras et al. 2024, section 2.2); None for no division.
 
     Raises:
         ConfigError: If the times do not fit the denoiser's path, or the network does not have the augmentation's labels.
@@ -33,6 +36,7 @@ class DenoisingObjective:
     times: Times
     loss: DenoisingLoss
     augment: LabelledAugment | None
+    uncertainty: Uncertainty | None
 
     def __post_init__(self) -> None:
         given = getattr(self.denoiser.network, "augment_dim", 0)
@@ -60,7 +64,11 @@ class DenoisingObjective:
         if self.augment is not None:
             image, labels = self.augment(image, mixed_keys(key, AUGMENT))
         time = self.times.at(mixed_keys(key, TIME), self.denoiser.path)
-        return self.losses_at(image, normal(mixed_keys(key, NOISE), image.shape[1:]), time, condition, keep, labels)
+        losses = self.losses_at(image, normal(mixed_keys(key, NOISE), image.shape[1:]), time, condition, keep, labels)
+        if self.uncertainty is None:
+            return losses
+        logarithm = self.uncertainty(self.denoiser.path.embedded(time))
+        return losses / logarithm.exp() + logarithm * (1 if self.loss.reduction == "mean" else image[0].numel())
 
     def losses_at(
         self, image: Tensor, noise: Tensor, time: Tensor, condition: Tensor, keep: Tensor | None, labels: Tensor | None = None

@@ -1,5 +1,5 @@
-"""U-Nets of diffusion models: Ho et al. 2020 (DDPM), Song et al. 2021 and Karras et al. 2022 (DDPM++ and NCSN++), and Dhariwal &
-Nichol 2021 (ADM)."""
+"""U-Nets of diffusion models: Ho et al. 2020 (DDPM), Song et al. 2021 and Karras et al. 2022 (DDPM++ and NCSN++), and
+Dhariwal & Nichol 2021 (ADM)."""
 
 from __future__ import annotations
 
@@ -102,13 +102,13 @@ class DiffusionUNet(nn.Module):
             raise ValueError(f"architecture={architecture} is unknown: choose one of {', '.join(ARCHITECTURES)}")
         if resampling not in RESAMPLINGS:
             raise ValueError(f"resampling={resampling} is unknown: choose one of {', '.join(RESAMPLINGS)}")
-        widths = _widths(width, multipliers)
+        widths = widths_of(width, multipliers)
         self.condition = condition
         self.num_times = num_times
         self.augment_dim = augment_dim
         self.patch_size = patch_size
         self.size_divisor = patch_size * 2 ** (len(widths) - 1)
-        attends = _levels_with_attention(image_size, attention_sizes, patch_size, len(widths))
+        attends = levels_with_attention(image_size, attention_sizes, patch_size, len(widths))
         kind = ARCHITECTURES[architecture]
         stem = widths[0] if kind.widens_stem else width
         build = _Builder(kind, resampling, channels_per_head, dropout)
@@ -188,14 +188,14 @@ class DiffusionUNet(nn.Module):
         return result.to(torch.promote_types(result.dtype, torch.float32))
 
 
-def _widths(width: int, multipliers: Sequence[int]) -> list[int]:
+def widths_of(width: int, multipliers: Sequence[int]) -> list[int]:
     given = list(multipliers)
     if not given or any(multiplier < 1 for multiplier in given):
         raise ValueError(f"multipliers={given} must be a list of one or more positive numbers, from the image inwards")
     return [width * multiplier for multiplier in given]
 
 
-def _levels_with_attention(
+def levels_with_attention(
     image_size: int | Sequence[int], attention_sizes: Sequence[int], patch_size: int, num_levels: int
 ) -> list[bool]:
     """Return for each level whether its longer side is one of ``attention_sizes``.

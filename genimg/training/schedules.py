@@ -88,6 +88,24 @@ class Cosine(RateSchedule):
         return self._curve.at(images, 0)
 
 
+class InverseSquareRoot(RateSchedule):
+    """1 until ``start``, then sqrt(start / images): Karras et al. 2024, equation 67.
+
+    Args:
+        start: Images after which the decay begins.
+        warmup: See ``RateSchedule``.
+    """
+
+    def __init__(self, *, start: NumImages, warmup: NumImages) -> None:
+        super().__init__(warmup=warmup)
+        if start < 1:
+            raise ValueError(f"start={start} images must be positive")
+        self.start = start
+
+    def decay(self, images: int) -> float:
+        return math.sqrt(self.start / max(images, self.start))
+
+
 def _checked(final: float) -> float:
     if final == 1.0:
         raise ValueError("final=1.0 leaves the rates as they are: choose a constant schedule")

@@ -35,7 +35,7 @@ def method(**changes):
         "network": Silent(), "path": StraightLine(shift=1.0), "prediction": "velocity", "times": Uniform(),
         "loss": DenoisingLoss(weighting="plain", gamma=None, reduction="mean"),
         "sampler": DiffusionOptions(sampler="euler", steps=2), "sigma_data": None, "condition_dropout": 0.0, "augment": None,
-        "image_size": 8, "channels": 1,
+        "uncertainty": None, "image_size": 8, "channels": 1,
     }  # fmt: skip
     return Diffusion(**(settings | changes))
 

@@ -16,6 +16,7 @@ from genimg.methods.diffusion import Diffusion
 from genimg.methods.diffusion_options import DiffusionOptions
 from genimg.methods.labelled_augment import LabelledAugment
 from genimg.networks.conditioning import ConditionEncoder, OneHot, Unconditional
+from genimg.networks.magnitude_preserving_unet import Uncertainty
 from genimg.types import Batch, Metrics, Progress
 from genimg.utils.rng import mixed_keys
 
@@ -54,7 +55,7 @@ def build(recipe="flow", num_classes=0, **changes) -> Diffusion:
     settings = {
         "network": Denoiser(OneHot(num_classes=num_classes) if num_classes else Unconditional()), "loss": PLAIN,
         "sampler": DiffusionOptions(sampler="heun", steps=4), "sigma_data": None, "condition_dropout": 0.0, "augment": None,
-        "image_size": 8, "channels": 3,
+        "uncertainty": None, "image_size": 8, "channels": 3,
     }  # fmt: skip
     return Diffusion(**(settings | RECIPES[recipe] | changes))
 
@@ -319,6 +320,31 @@ def test_the_network_is_trained_on_augmented_images_and_receives_their_labels():
     assert method.denoiser.network.received[1] is None
     method.sample({"latent": torch.zeros(2, 192), "noise_key": torch.arange(2)})
     assert method.denoiser.network.received[1] is None
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_uncertainty_divides_the_error_and_weights_keep_unit_magnitude(reduction):
+    torch.manual_seed(0)
+    uncertainty = Uncertainty(dim=8)
+    loss = DenoisingLoss(weighting="plain", gamma=None, reduction=reduction)
+    method, plain = build("edm", uncertainty=uncertainty, loss=loss), build("edm", loss=loss)
+    assert {*method.parameter_groups()["denoiser"]} == {*method.denoiser.parameters(), *uncertainty.parameters()}
+    whole = batch()
+    image, key, nothing = whole["image"], whole["noise_key"], torch.zeros(6, 0)
+    logarithm = uncertainty(EDM.embedded(method.objective.times.at(mixed_keys(key, TIME), EDM)))
+    errors = plain.objective.losses(image, key, nothing, None)
+    expected = errors / logarithm.exp() + logarithm * (image[0].numel() if reduction == "sum" else 1)
+    assert torch.allclose(method.objective.losses(image, key, nothing, None), expected, rtol=1e-5)
+    fixed = plain.denoising_loss(whole, 0.5, np.arange(6, dtype=np.uint64))
+    assert method.denoising_loss(whole, 0.5, np.arange(6, dtype=np.uint64)).equal(fixed)  # comparable between models
+
+    def update(group, loss, batch):
+        with torch.no_grad():
+            uncertainty.output.weight.mul_(5.0)
+        return {}
+
+    method.step([whole], Progress(0, 6), update)
+    assert uncertainty.output.weight.square().mean().sqrt().item() == pytest.approx(1.0, abs=1e-3)
 
 
 def test_a_network_of_another_shape_is_refused():

@@ -7,7 +7,7 @@ import torch
 from errors import raises
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 
-from genimg.training.schedules import Constant, Cosine, Linear
+from genimg.training.schedules import Constant, Cosine, InverseSquareRoot, Linear
 from genimg.utils.durations import NumImages
 
 NO_WARMUP = NumImages(0)
@@ -85,3 +85,11 @@ def test_linear_refuses_a_decay_that_begins_at_the_end_or_later(start):
 def test_cosine_refuses_a_duration_of_nothing():
     with raises(ValueError, "duration=0"):
         Cosine(duration=NumImages(0), final=0.0, warmup=NO_WARMUP)
+
+
+def test_the_inverse_square_root_is_constant_first_and_then_halves_whenever_the_images_quadruple():
+    schedule = InverseSquareRoot(start=NumImages(1000), warmup=NumImages(100))
+    points = {0: 0.1, 90: 1.0, 1000: 1.0, 4000: 0.5, 16_000: 0.25}
+    assert {images: schedule.at(images, 10) for images in points} == pytest.approx(points, rel=1e-12)
+    with pytest.raises(ValueError, match=r"^start="):
+        InverseSquareRoot(start=NumImages(0), warmup=NO_WARMUP)
