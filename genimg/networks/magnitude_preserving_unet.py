@@ -151,7 +151,10 @@ class _Block(nn.Module):
         """Map queries, keys and values [N, 3C, H, W] to [N, C, H, W], with cosine attention: section B.3."""
         size = qkv.shape[2:]
         query, key, value = normalised(qkv.flatten(2).unflatten(1, (3, self.heads, -1)), 3).transpose(-1, -2).unbind(1)
-        return attention(query, key, value).transpose(-1, -2).flatten(1, 2).unflatten(2, size)
+        attended = attention(query, key, value).transpose(-1, -2).flatten(1, 2)
+        if torch.compiler.is_exporting():  # its guard for channels-last convolutions would exclude batches of one image
+            attended = attended.contiguous()
+        return attended.unflatten(2, size)
 
 
 class MagnitudePreservingUNet(nn.Module):
