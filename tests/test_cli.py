@@ -120,7 +120,7 @@ def test_help_lists_the_options_of_the_groups_that_the_command_takes(
 
 
 def test_a_value_with_a_comma_is_told_its_quotes(home: Path) -> None:
-    words = ["text=a ring, a cross has several values: write text=\"'a ring, a cross'\" for one text"]
+    words = ["text=a ring, a cross has several values: write text=\"'a ring, a cross'\" for one string"]
     refuse(*words, command="sample", arguments=["ckpt=run", "text=a ring, a cross"])
 
 

@@ -134,7 +134,7 @@ def test_a_dry_run_ends_well_and_leaves_nothing(tmp_path: Path) -> None:
 REFUSED = {
     "a translator on plain images": (["model=pix2pix"], "choose a task such as task=denoise"),
     "a GAN on a task": (["task=denoise"], "choose a model such as pix2pix or restoration, or task=none"),
-    "CycleGAN on a task": (["model=cyclegan", "task=denoise"], "needs a and b, but the data has source and target"),
+    "CycleGAN on a task": (["model=cyclegan", "task=denoise"], "the batch keys a and b, but the data has source and target"),
     "pix2pix on unpaired data": (["model=pix2pix", "data=unpaired", "data.root=unpaired"], "choose data=paired"),
     "a task on pairs": (["model=pix2pix", "data=paired", "data.root=pairs", "task=denoise"], "set task=none"),
     "no folder": (["model=cyclegan", "data=unpaired"], "give root, a directory with trainA and trainB"),

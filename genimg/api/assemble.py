@@ -273,7 +273,7 @@ def _synchronised(method: Method, device: torch.device) -> Method:
     if world_size() == 1:
         log.warning("trainer.sync_batch_norm=true has no effect in a single process")
     elif device.type != "cuda":
-        raise ConfigError(f"trainer.sync_batch_norm=true needs GPUs, but the device is {device.type}: leave it false")
+        raise ConfigError(f"trainer.sync_batch_norm=true needs GPUs, but the device is {device.type}: set it to false")
     for name, network in list(method.named_children()):
         if any(parameter.requires_grad for parameter in network.parameters()):  # rank 0 alone samples from averages
             setattr(method, name, nn.SyncBatchNorm.convert_sync_batchnorm(network))

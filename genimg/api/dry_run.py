@@ -119,7 +119,9 @@ def _time_steps(trainer: Trainer) -> float:
 
 def _report_memory(parts: TrainingComponents, trainer: Trainer) -> None:
     size = bytes_of(trainer.state_dict())
-    log.info("a checkpoint: %.0f MB; %d are kept, the best one, and one by time", size / 1e6, parts.settings.keep_last)
+    log.info(
+        "a checkpoint: %.0f MB; kept are the last %d, the best one, and one saved by time", size / 1e6, parts.settings.keep_last
+    )
     for name, average in trainer.averages.items():
         if isinstance(average.profile, PowerFunction) and (count := average.profile.num_snapshots):
             size = bytes_of(average.state_dict())

@@ -78,7 +78,7 @@ def evaluate_checkpoint(request: Request, device: torch.device, loaded: LoadedCh
     config = checkpoint.config
     if request.real is None and config["data"]["_target_"] == GIVEN:
         raise ConfigError(
-            "real is required: this model was trained on images given in Python: give images to compare with",
+            "real is required, because this model was trained on images given in Python: give images to compare with",
             key="real",
         )
     translates = offers(builder.locate(config["model"]["_target_"], "model"), Translates)
@@ -204,9 +204,8 @@ def _evaluate_samples(request: Request, checkpoint: TrainedCheckpoint, device: t
     made = evaluator.generated(method, device, checkpoint.class_names, weights=checkpoint.weights_label)
     result = compare(options, evaluator, real, made, device, held_out)
     if real.images is not None:
-        if options.held_out is not None and isinstance(
-            method, Reconstructs
-        ):  # held_out= may have any size: it is used only for neighbours
+        if options.held_out is not None and isinstance(method, Reconstructs):
+            # The images of held_out= are used only for neighbours, so they may have any size.
             own = _held_out(request, checkpoint, real, device)
         side, images = _to_reconstruct(request, real.images, own)
         result = evaluator.with_input_metrics(result, method, images, side, device)

@@ -50,7 +50,7 @@ class Request:
 
     @classmethod
     def of(cls, composition: Composition, own: Mapping[str, ImageDataset]) -> Request:
-        """Read and check the options, so a mistake fails before the evaluation.
+        """Read and check the options, so that a mistake is reported before the evaluation starts.
 
         Args:
             composition: The composed options.
@@ -80,7 +80,7 @@ class Request:
 
     @property
     def evaluation(self) -> Mapping[str, Any] | None:
-        """The group ``evaluation``, or single keys that modify the checkpoint's or the dataset's; None if not given."""
+        """The group ``evaluation``, or single keys that change the checkpoint's or dataset's evaluation; None if not given."""
         return self.groups.get("evaluation")
 
     def reader(self, builder: Builder, device: torch.device) -> ImageReader:

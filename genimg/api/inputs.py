@@ -86,7 +86,7 @@ class ImageReader:
             None keeps the images' size.
         channels: Number of channels of images from folders and datasets; None keeps their number, or uses 3 for resized
             folders.
-        range: Pixel values [low, high] of folders and .npz files mapped to black and white; None uses the type's range.
+        range: Pixel values [low, high] of folders and .npz files that become black and white; None uses the type's range.
         data_root: Directory of datasets; None uses their default.
         accept_unrecorded: Whether to accept statistics that do not record their extractor.
     """
@@ -189,7 +189,7 @@ class ImageReader:
             if error.key == "labels":  # few evaluations read labels, and no option selects them
                 log.warning("%s; its labels are ignored here", error.problem)
                 return read(labels="none")
-            if error.key in ("images", "split"):  # the last part of this option's value
+            if error.key in ("images", "split"):  # set by the last part of this option's value
                 problem = error.problem.removeprefix(f"{error.key}={array or 'null'}")
                 given = f"{file}:{array}" if array else file
                 raise type(error)(f"{key}={given}{problem}", f"name an array, as in {key}={file}:NAME") from error
@@ -210,7 +210,7 @@ class ImageReader:
         try:
             source = build_dataset(groups, self.builder.choosing("data"))  # from the command line, not from a checkpoint
         except UserError as error:
-            if error.key == "data.split":  # the last part of this option's value
+            if error.key == "data.split":  # set by the last part of this option's value
                 raise type(error)(error.problem.replace("data.split=", f"{key}={name}:", 1), error.fix) from error
             raise _of_option("data_root", "data.root", error) from error
         return self._side(source, groups["evaluation"])

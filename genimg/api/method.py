@@ -64,8 +64,8 @@ def build_method(
         method_class: The model's class, as returned by ``check_pairing``.
         weights: Weights of the checkpoint that the run continues; they are checked before the model is allocated.
 
-        Raises:
-            CheckpointError: If the weights do not fit the model.
+    Raises:
+        CheckpointError: If the weights do not fit the model.
         ConfigError: If the data lacks what the model needs, or shapes do not match.
     """
     check_kind(method_class, dataset, task)
@@ -154,7 +154,7 @@ def _check_shapes(method: Method, dataset: ImageDataset, task: Task | None) -> N
         fix = (
             "give larger images with data.image_size, or a discriminator with fewer strided convolutions "
             "(model.discriminator.num_strided)" if task else
-            "remove channels and image_size below model, which follow the data"
+            "remove channels and image_size below model, so that they follow the data"
         )  # fmt: skip
         raise ConfigError(
             f"the model's networks do not fit the data's images of {channels} channels and {height}x{width} pixels "
@@ -165,6 +165,6 @@ def _check_shapes(method: Method, dataset: ImageDataset, task: Task | None) -> N
     if made != dataset.shape:
         raise ConfigError(
             f"the model makes images of {made[0]} channels and {made[1]}x{made[2]} pixels, but data {dataset.name} has "
-            f"{channels} channels and {height}x{width} pixels: remove channels and image_size below model, which follow the "
-            "data"
+            f"{channels} channels and {height}x{width} pixels: remove channels and image_size below model, so that "
+            "they follow the data"
         )

@@ -245,7 +245,7 @@ def _report(state: TrainingState, summary: Mapping[str, Any], evaluator: Schedul
     waiting = state.waiting_seconds / max(state.seconds, 1e-9)
     log.info("%s images/s while training, %.1f %% of it waiting for data", rate, 100 * waiting)
     if waiting > 0.1 and summary["storage"] == "workers":
-        log.info("  to shorten that, set a larger data.num_workers, or pack the images with genimg-prepare")
+        log.info("  to reduce this time, set a larger data.num_workers, or pack the images with genimg-prepare")
     if evaluator and state.best:
         columns = {"last": state.last, state.best_description: state.best}
         log.info("%s", table(columns | ({"at the end": state.final["metrics"]} if state.final else {})))

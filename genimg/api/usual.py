@@ -71,8 +71,8 @@ def brought_by_model(model: str, group: str, folders: Iterable[Path]) -> Any:
         group: Config group, such as ``penalty`` or ``trainer``.
         folders: Directories of configs.
 
-        Returns:
-            The name, or the list of names; None if the YAML chooses no option of the group.
+    Returns:
+        The name, or the list of names; None if the YAML chooses no option of the group.
     """
     path = next((path for folder in folders if (path := Path(folder, "model", f"{model}.yaml")).is_file()), None)
     if path is None:

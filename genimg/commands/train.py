@@ -45,7 +45,7 @@ def train(composed: DictConfig) -> float | None:
             if rank() > 0:
                 logging.disable(logging.WARNING)  # the first rank logs the same
             if world_size() > 1 and hydra.mode == RunMode.MULTIRUN:
-                raise ConfigError("torchrun trains one run: start a sweep (-m) without it, or torchrun for each of its runs")
+                raise ConfigError("torchrun trains one run: start a sweep (-m) without it, or start torchrun once for each run")
             _refuse_what_has_no_effect(hydra)
             if is_dry and hydra.mode == RunMode.MULTIRUN:
                 raise ConfigError("dry_run=true checks a single run: remove -m")

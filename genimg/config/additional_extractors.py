@@ -82,7 +82,7 @@ def keep_extractors_and_metrics(config: DictConfig, overrides: Iterable[str], ch
     if not additional:
         return
     if choices.get("evaluation") == "none":
-        raise ConfigError(f"evaluation=none has no images to add {', '.join(additional)} to: remove none", key="evaluation")
+        raise ConfigError(f"evaluation=none generates no images for {', '.join(additional)}: remove none", key="evaluation")
     for override in overrides:
         key = re.match(rf"[+~]*({_PLACE}\.(\w+)\.(\w+))", override)
         if key is not None and key[3] not in (*_KEYS, "_target_"):

@@ -115,8 +115,8 @@ def refuse_unread_conditioning(config: Mapping[str, Any], method: Method) -> Non
     """
     if _is_conditional(config) and isinstance(method, TakesConditions) and not {"label", "caption"} & {*method.batch_keys}:
         raise ConfigError(
-            "conditioning has no effect, because no network of the model reads a condition: set conditioning=none, or give "
-            "your own network an encoder as its attribute condition (docs/extending.md)",
+            "conditioning has no effect, because no network of the model reads a condition: set conditioning=none, or store "
+            "an encoder in your own network's attribute `condition` (docs/extending.md)",
             key="conditioning",
         )
 
@@ -142,12 +142,12 @@ def check_kind(method: type[Method], source: ImageDataset, task: Task | None) ->
         )
     if not translates:
         raise ConfigError(
-            f"the data has a {' and a '.join(task.keys)} for each sample, but the model, a {name}, takes no input images: "
+            f"the data has {', '.join(task.keys)} for each sample, but the model, a {name}, takes no input images: "
             "choose a model such as pix2pix or restoration" + ("" if source.task else ", or task=none")
         )
     kind = "data=unpaired, two folders of images" if "a" in method.batch_keys else "data=paired, or other data with a task"
     needs, has = " and ".join(method.batch_keys), " and ".join(task.keys)
-    raise ConfigError(f"the model, a {name}, needs {needs}, but the data has {has}: choose {kind}")
+    raise ConfigError(f"the model, a {name}, needs the batch keys {needs}, but the data has {has}: choose {kind}")
 
 
 def measures_held_out(config: Mapping[str, Any], builder: Builder) -> bool:

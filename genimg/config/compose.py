@@ -141,10 +141,10 @@ def compose(overrides: Sequence[str] = (), command: str = "train") -> Compositio
         ConfigError: If a key or option is unknown, or a value has the wrong type.
     """
     if isinstance(overrides, str) or not all(isinstance(each, str) for each in overrides):
-        raise ConfigError(f"overrides={overrides!r} must be a list of texts such as ['model=dcgan']", key="overrides")
+        raise ConfigError(f"overrides={overrides!r} must be a list of strings such as ['model=dcgan']", key="overrides")
     for override in overrides:
         if override.startswith("-"):
-            raise ConfigError(f"{override} is an argument of the command line alone: remove it", key="overrides")
+            raise ConfigError(f"{override} is available only on the command line: remove it", key="overrides")
         if override.lstrip("+~").startswith(("hydra.", "hydra/", "sweep=")):
             raise ConfigError(f"{override} is for the command line, which can start several runs: remove it", key="overrides")
     overrides = with_sampling_options(overrides) if command == "sample" else overrides

@@ -252,7 +252,7 @@ class Builder:
             return {name: self._prepare(value, self._key(key, name), arguments) for name, value in node.items()}
         target = self.locate(node["_target_"], key)
         if _is_kind(target, Schedule) and not schedules:
-            raise ConfigError(f"{key} takes no schedule: write a number (docs/schedules.md lists what a schedule can drive)")
+            raise ConfigError(f"{key} takes no schedule: write a number (docs/schedules.md lists the settings that take one)")
         if self.omits(target):
             return None
         self._refuse_elsewhere(target, node["_target_"], key)
@@ -429,9 +429,9 @@ def mounted(key: str, target: Any, origins: Mapping[str, str] = MappingProxyType
         origins: See ``Builder``.
 
     Raises:
-        ConfigError: In place of a ValueError whose message begins with a parameter, of an error about arguments that do not fit
-            the signature of a class outside genimg, and of any ValueError or TypeError of PyTorch's classes. Other errors are
-            bugs and propagate unchanged.
+        ConfigError: Replaces three kinds of errors: a ValueError whose message begins with a parameter, an error about
+            arguments that do not fit the signature of a class outside genimg, and any ValueError or TypeError of PyTorch's
+            classes. Other errors are bugs and propagate unchanged.
     """
     owner = target if inspect.isclass(target) or inspect.isroutine(target) else type(target)
     try:

@@ -177,11 +177,13 @@ def _explain_config_error(error: Exception, command: str, arguments: list[str]) 
             return f"{key}={given} has keys that {key} does not have yet: write {shlex.quote(f'++{key}={given}')}"
         return _explain_unknown_key(key, command, arguments)
     if twice := re.match(r"Multiple values for (\S+)\. ", text):
-        return f"{twice[1]}= chooses an option already: write {twice[1]}=NAME, without +"
+        return f"an option of {twice[1]} is chosen already: write {twice[1]}=NAME, without +"
     if "Ambiguous value for argument" in text:
         key, _, value = text.partition("'")[2].partition("\n")[0].rstrip("'").partition("=")
         one, several = f'{key}="{quoted(value)}"', f"'{key}=[{value}]'"
-        return f"{key}={value} has several values: write {one} for one text, {several} for a list, or add -m to sweep over them"
+        return (
+            f"{key}={value} has several values: write {one} for one string, {several} for a list, or add -m to sweep over them"
+        )
     unreadable = next((a for a in arguments if not a.startswith("-") and not _can_be_read(a)), None)
     if unreadable is not None:
         key, equals, value = unreadable.partition("=")
@@ -194,7 +196,7 @@ def _explain_config_error(error: Exception, command: str, arguments: list[str]) 
     merged = re.search(r"Error merging override (\S.*)", text)
     if merged and "=" in merged[1]:
         key, _, value = merged[1].partition("=")
-        return f"{key.lstrip('+')}={value} has another type than the value that it replaces: --cfg job shows that value"
+        return f"{key.lstrip('+')}={value} differs in type from the value that it replaces: --cfg job shows that value"
     missing = re.search(r"Missing mandatory value: (\S+)", text)
     if missing:
         return f"{missing.group(1)} is required: set {missing.group(1)}=VALUE"

@@ -1,7 +1,7 @@
 """Check that the model of a checkpoint's config fits its weights, before memory is allocated for it.
 
-A config of a few bytes can describe a model of any size, and its constructor would allocate that memory before the weights are
-compared. So the model is first built on the device ``meta``, where tensors have shapes but no values.
+A config of a few bytes can describe a model of any size, whose constructor would allocate all of the model's memory before the
+weights are compared. So the model is first built on the device ``meta``, where tensors have shapes but no values.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _without_memory(num_tensors: int) -> Iterator[None]:
     hook = register_module_module_registration_hook(count)
     try:
         with torch.device("meta"), _Uninitialised(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # building the model for use warns again
+            warnings.simplefilter("ignore")  # the same warnings appear when the model is built for use
             yield
     finally:
         hook.remove()

@@ -65,7 +65,7 @@ class NewDirectories:
 
 
 def job_name(number: int, overrides: list[str]) -> str:
-    """Return a directory name for a job of a sweep that needs no shell quotes: 003_model-vae_optimizer.lr-1e-4.
+    """Return a directory name that needs no shell quotes, for a job of a sweep: 003_model-vae_optimizer.lr-1e-4.
 
     Overrides that all jobs share are omitted.
     """

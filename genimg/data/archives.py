@@ -13,7 +13,7 @@ SPLITS = ("train", "val", "test")
 _IMAGES = r"(?:x|images?|imgs?|data|samples?)"
 _LABELS = r"(?:y|labels?|targets?|class|classes|class_labels?|fine_labels?)"
 _OF_SPLIT = {"train": r"(?:train|training)", "val": r"(?:val|valid|validation)", "test": r"(?:test|testing)"}
-FIRST, SECOND = "arr_0", "arr_1"  # np.savez's names for unnamed arrays; ADM's samples and their labels
+FIRST, SECOND = "arr_0", "arr_1"  # np.savez's names for unnamed arrays; ADM stores samples and their labels under them
 MOST_CLASSES = 1_000_000  # because each class gets a name
 
 

@@ -56,7 +56,7 @@ def _sample(paths: Sequence[str]) -> Sequence[str]:
 
 
 def _digest(root: Path, path: str) -> bytes:
-    """Return the digest of a file's size and content, or of "unreadable": the error is reported when the image is decoded."""
+    """Return the digest of a file's size and content; an unreadable file counts as "unreadable", and decoding reports why."""
     content = hashlib.sha256()
     try:
         file = os.open(os.path.join(root, path), _FLAGS)

@@ -26,7 +26,7 @@ class DenoisingEvaluator:
     """Measures the training loss of images at fixed noise levels, with noise that is the same in every evaluation.
 
     The loss of held-out images shows whether a model still improves; if it rises while that of training images falls, the model
-    overfits. The levels are the middles of equally likely parts of the times in training.
+    overfits. The levels are the quantiles 1/16, 3/16, ..., 15/16 of the noise levels in training.
 
     Args:
         num_images: Maximum number of images.

@@ -1,4 +1,4 @@
-"""Find whether higher values of a metric are better, without importing evaluators, which need PyTorch."""
+"""Determine whether higher values of a metric are better, without importing evaluators, which need PyTorch."""
 
 from __future__ import annotations
 

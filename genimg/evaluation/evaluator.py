@@ -71,7 +71,7 @@ class Evaluator(ModelEvaluator):
         lpips: LPIPS with local weights, for reconstructions; None disables it.
         additional: Further extractors with their metrics, by name.
         sampling: Sampling options of the model, by name, which replace its defaults.
-        denoised: Number of (if possible held-out) images whose loss by noise level a diffusion model reports; 0 disables it.
+        denoised: Number of images, held out if possible, for a diffusion model's loss at each noise level; 0 disables it.
     """
 
     least_num_images = 2  # for a covariance
@@ -156,7 +156,9 @@ class Evaluator(ModelEvaluator):
 
     def check(self, method: Method, source: ImageDataset | None = None) -> None:
         if not isinstance(method, Generates):
-            does, fitting = ("translates images", "translation") if isinstance(method, Translates) else ("does not", "none")
+            does, fitting = (
+                ("translates images", "translation") if isinstance(method, Translates) else ("does not generate images", "none")
+            )
             raise ConfigError(
                 f"this evaluation measures images generated without an input, but the model, a {type(method).__name__}, "
                 f"{does}: choose another evaluation, such as {fitting}"

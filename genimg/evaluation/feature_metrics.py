@@ -71,7 +71,7 @@ class FeatureMetrics:
         )
 
     def computable_with(self, real: FeatureStats) -> list[Metric]:
-        """Return the metrics that these real statistics suffice for, and warn about the others."""
+        """Return the metrics that can be computed with these real statistics, and warn about the others."""
         skipped = {}
         for name, metric in self.metrics.items():
             if metric.needs_features and real.features is None:

@@ -24,7 +24,7 @@ class Metric(ABC):
     """Short name of the first value."""
     higher_is_better: ClassVar[bool]
     needs_features: ClassVar[bool] = False
-    """Whether to keep the features of all generated images, and of as many real images, but at least 10,000."""
+    """Whether to keep the features of all generated images, and of the same number of real images (at least 10,000)."""
     needs_spatial: ClassVar[bool] = False
     """Whether moments of the extractor's spatial features are computed."""
     needs_held_out: ClassVar[bool] = False
@@ -247,7 +247,7 @@ class ClassCoverage(Metric):
 
 
 class ConditionalAccuracy(Metric):
-    """Accuracy of a classifier trained on real images for the classes of generated images (GAN-test, Shmelkov et al. 2018).
+    """Share of generated images whose class a classifier of real images predicts (GAN-test, Shmelkov et al. 2018).
 
     The metric is absent if the images have no labels.
     """

@@ -54,7 +54,7 @@ class SavedStatistics:
 
     @classmethod
     def read(cls, path: Path) -> SavedStatistics:
-        """Read a file from ``write``, or an .npz file from pytorch-fid or ADM with ``mu`` and ``sigma``, or with features.
+        """Read a file written by ``write``, or another program's .npz file with ``mu`` and ``sigma`` or with features.
 
         Raises:
             DataError: If the file does not exist or has other contents.

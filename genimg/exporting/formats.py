@@ -96,7 +96,8 @@ def traced(part: ExportedNetwork) -> tuple[ExportedProgram, ExportedNetwork]:
     for number, attempt in enumerate(attempts):
         try:
             program = _traced(attempt)
-            if attempt.sides is not None and not attempt.sides.fixed:  # its guards fail if the branch differs for small images
+            if attempt.sides is not None and not attempt.sides.fixed:
+                # The program's guards raise an error if small images would take another branch than the traced ones.
                 program.module()(*attempt.draw(1, 0, attempt.sides.least, attempt.sides.least))
             return program, attempt
         except Exception as error:  # the tracer raises exceptions of various types

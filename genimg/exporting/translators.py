@@ -105,8 +105,8 @@ def _refuse_dropout(network: nn.Module) -> None:
     """
     if any(isinstance(layer, nn.modules.dropout._DropoutNd) for layer in network.modules()):
         raise ConfigError(
-            "this model translates with dropout and batch statistics as in training, and dropout is random, which an exported "
-            "program must not be: set model_mode=eval for its averages",
+            "this model translates with dropout and batch statistics as in training, but dropout is random, and an exported "
+            "program must be deterministic: set model_mode=eval, which turns dropout off and uses running averages",
             key="model_mode",
         )
 

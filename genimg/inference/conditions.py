@@ -16,7 +16,7 @@ from genimg.methods.capabilities import Generates, Reconstructs, TakesConditions
 from genimg.types import Batch
 
 KEYS = {"label": "label", "text": "caption"}
-"""Option of the command line -> key of a batch."""
+"""Keys of a batch, by option of the command line."""
 
 _SAFE = r"(?!label\d+$)\w[\w-]{0,79}"  # safe as a file name, and different from names made from a number
 

@@ -81,7 +81,7 @@ def checked_output(
 
     Args:
         given: Path from the command line.
-        inputs: Option -> path that is read, or None.
+        inputs: Paths that the command reads, by option; None for an option that is not set.
         pictures: Images with their masks.
         grid: Whether to write the grid beside the directory, too; see ``grid_of``.
         overwrite: Whether to replace a directory that the command wrote, with all its contents.

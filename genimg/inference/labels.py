@@ -67,7 +67,7 @@ def _no_class(value: object, num_classes: int, class_names: Sequence[str], *, ow
     begin = f"label={value} is not a class of this model{close}: give "
     if own_numbers:
         return (
-            f"{begin}a name: {_shortened(class_names)}; the names contain other numbers than the positions, so write a "
+            f"{begin}a name: {_shortened(class_names)}; the numbers in the names differ from the positions, so write a "
             f"position from 0 to {num_classes - 1} as label=index:N"
         )
     known = f" or a name: {_shortened(class_names)}" if class_names else ""

@@ -30,7 +30,7 @@ class Sampler:
         device: Device of the model.
         seed: Seed; image i depends only on the seed, i and its condition.
         batch_size: Number of images in a batch.
-        options: Options of the class of the model's ``sampling_options``; None for these.
+        options: Sampling options, of the same class as the model's ``sampling_options``; None uses the latter.
         near: Image [1, C, H, W] in [-1, 1] around which to sample; None to sample the prior.
         spread: Spread around ``near``, in standard deviations of the prior.
     """

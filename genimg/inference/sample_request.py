@@ -147,10 +147,10 @@ class SampleRequest:
             self.refuse_sampling("reconstruct")
 
     def refuse_sampling(self, one: str) -> None:
-        """Refuse sampling options beside another option.
+        """Refuse sampling options in combination with another option.
 
         Raises:
-            ConfigError: If there are any; names the first one.
+            ConfigError: If there are any; the message names the first one.
         """
         for name, value in self.sampling.items():
             raise ConfigError(f"{name}={value} has no effect with {one}=: remove one of them")

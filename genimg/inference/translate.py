@@ -146,7 +146,7 @@ def chosen_direction(method: Translates, given: str | None, trained: str = "in o
 
 
 def way_of_training(data: Mapping[str, Any]) -> str:
-    """Describe the training of a model with a single direction, as the end of a sentence.
+    """Return the end of a sentence that begins with "this model was trained", for a model with a single direction.
 
     Args:
         data: The ``data`` group of the checkpoint's config.
@@ -207,7 +207,7 @@ def blank_source(task: Task, channels: int, side: int) -> Tensor:
 def image_channels(task: Task, source_channels: int) -> int:
     """Return the largest number of image channels from which the task derives ``source_channels``.
 
-    It is the largest number because a task may discard colours.
+    If the task discards colours, several numbers are possible; the largest is returned.
 
     Raises:
         CheckpointError: If no number of channels of image files fits.

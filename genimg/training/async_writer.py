@@ -53,8 +53,8 @@ class Background:
 def unchanged_buffers(module: nn.Module) -> Iterator[None]:
     """Restore the buffers of ``module`` after the block.
 
-    Previews compute standing statistics and fit densities. Their times depend on the clock, so they must not change the
-    contents of a checkpoint.
+    Previews compute standing statistics and fit densities. When they are made depends on the clock, so they must not change
+    the contents of a checkpoint.
     """
     buffers = [(part, name, value) for part in module.modules() for name, value in part._buffers.items() if value is not None]
     copies = [value.clone() for _, _, value in buffers]

@@ -1,6 +1,7 @@
 """Resolve ``auto`` settings by benchmarking: how many microbatches fit into memory, and whether compiling pays.
 
-Trials train for a few steps and leave no trace: weights, optimizers and random numbers are afterwards as without trials.
+Trials train for a few steps and leave no trace: afterwards, weights, optimizers and random numbers are as they would be without
+trials.
 """
 
 from __future__ import annotations

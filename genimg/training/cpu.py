@@ -64,9 +64,9 @@ def step_without_copies(optimizer: Optimizer) -> None:
 
     Other optimizers, and optimizers of parameters on other devices, are unchanged.
 
-    PyTorch's fused CPU kernel needs contiguous tensors: it copies all other weights, gradients and moments, and copies three of
-    them back, which takes two thirds of the step's time. The kernel works element by element, so views with dimensions in
-    memory order, the same for all tensors of a parameter, give the same bits.
+    PyTorch's fused CPU kernel needs contiguous tensors. It copies weights, gradients and moments of any other format, and
+    copies the weights and both moments back, which takes two thirds of the step's time. The kernel works element by element,
+    so views with dimensions in memory order, the same for all tensors of a parameter, give the same bits.
     """
     on_cpu = all(parameter.device.type == "cpu" for group in optimizer.param_groups for parameter in group["params"])
     is_fused_adam = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and optimizer.defaults.get("fused")

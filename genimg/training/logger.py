@@ -68,7 +68,7 @@ class MeanMetrics:
         if state["sums"].keys() != state["counts"].keys() or not all(
             isinstance(sums, Tensor) and type(state["counts"][name]) is int for name, sums in state["sums"].items()
         ):
-            raise ValueError("means are sums and counts of the same names")
+            raise ValueError("the means must hold sums and counts under the same names")
 
         def own(sums: Tensor) -> Tensor:
             return sums.reshape(-1)[rank()] if sums.numel() == world_size() else sums.mean()

@@ -20,7 +20,7 @@ CHANGES = ("shift_x", "shift_y", "scale", "brightness", "contrast", "saturation"
 """Kinds of change, in the order of a view's strengths."""
 
 _SHIFT = 3.0 / 32.0  # largest shift, as a fraction of the side
-_SCALE, _CONTRAST, _SATURATION = 0.15, 0.4, 0.7  # largest changes of the logarithms
+_SCALE, _CONTRAST, _SATURATION = 0.15, 0.4, 0.7  # largest changes of the factors' logarithms
 _BRIGHTNESS = 0.25  # largest change, of values in [-1, 1]
 _NOISE = 0.5  # largest standard deviation, of values in [-1, 1]
 _LEAST_BLUR, _BLUR = 0.3, 2.0  # standard deviation in pixels: the minimum, and the increase at a strength of 1

@@ -242,7 +242,7 @@ def test_a_bug_in_a_job_is_told_apart_from_a_setting_that_cannot_work(
 CASES = [
     ("train", ["modle=dcgan"], "modle"),
     ("train", ["model=dcgam"], "model=dcgam"),
-    ("train", ["+model=dcgan"], "model= chooses an option already: write model=NAME"),
+    ("train", ["+model=dcgan"], "an option of model is chosen already: write model=NAME"),
     ("train", ["model=vae_small", "+model=dcgan"], "+model=dcgan has no effect together with another model="),
     ("train", ["trainer.nosuch=1"], "trainer.nosuch"),
     ("train", ["trainer.batch_size=["], "trainer.batch_size"),

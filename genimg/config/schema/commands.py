@@ -170,7 +170,7 @@ class Sample:
         type="path | null",
         heading="Output",
     )
-    class_folders: bool = option("Make a subdirectory for each class, which data=folder reads as labels", False)
+    class_folders: bool = option("Make a subdirectory for each class, so that data=folder reads the classes as labels", False)
     allow: list[str] = option(_ALLOW_OF_CHECKPOINT, [])
     traceback: bool = option(_TRACEBACK, False)
 

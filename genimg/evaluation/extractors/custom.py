@@ -63,8 +63,8 @@ class CustomExtractor(Extractor):
         else:
             raise ConfigError(
                 f"name={name} is a network that cannot be run on two and on three images of {channels} channels and "
-                f"{size}x{size} pixels ({in_one_line(failures[0])}): set channels and image_size to its input; an exported "
-                "program needs a dynamic batch dimension"
+                f"{size}x{size} pixels ({in_one_line(failures[0])}): set channels and image_size to match its input; an "
+                "exported program needs a dynamic batch dimension"
             ) from failures[0]
         parts = outputs[0] if isinstance(outputs[0], tuple | list) else (outputs[0],)
         shapes = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
