@@ -57,7 +57,8 @@ def sample() -> None:
 
 def translate() -> None:
     """genimg-translate"""
-    with _command("translate", "translate.translate") as run:
+    rewrite = partial(with_sampling_options, command="translate")
+    with _command("translate", "translate.translate", rewrite=rewrite, model_help="translate.options_of_model") as run:
         run()
 
 

@@ -44,6 +44,8 @@ TINY = {  # more overrides of a recipe, by its model
     "wgan_gp": RESIDUAL,
     "stylegan2": "model.generator.channel_base=64 model.generator.channel_max=8",
     "pix2pix": "model.translator.width=4 model.discriminator.width=4",
+    "flow": " ".join(tiny.DIFFUSION),
+    "ddpm": " ".join(tiny.DIFFUSION),
     "cyclegan": "model.translator.width=4 model.translator.num_blocks=1 model.discriminator.width=4",
 }
 RECIPES = [
@@ -56,6 +58,10 @@ RECIPES = [
     "sngan_32",
     "wgan_gp_32",
     "stylegan2_32",
+    "flow_small_28",
+    "flow_small_32",
+    "flow_32",
+    "ddpm_32",
     "pix2pix_64",
     "pix2pix_128",
     "cyclegan_64",
@@ -210,7 +216,7 @@ def test_both_sides_of_every_recipe_are_built_and_take_steps(tiny_benchmark: Any
     size = int(recipe.rsplit("_", 1)[1])
     parts = assemble(Config(configs["genimg"]), "cpu").components
     assert parts.source.shape[1:] == (size, size)
-    assert {config["trainer"]["batch_size"] for config in configs.values()} <= {1, 4, 32, 64, 128}
+    assert {config["trainer"]["batch_size"] for config in configs.values()} <= {1, 4, 16, 32, 64, 128}
     loop = tiny_benchmark.plain_loop(configs["plain"], tiny_benchmark.RECIPES[recipe][1])
     batch = batch_of(parts.method, torch.randint(256, (2, *parts.source.shape), dtype=torch.uint8))
     for _ in range(2):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
-from command_table import options, succeed, walk
+from command_table import options, run, succeed, walk
 from PIL import Image
 from sampling import sampled
+
+import genimg
+from genimg.utils.images import to_uint8
 
 COMMON = [
     "data.image_size=16", "data.num_images=16", "trainer.batch_size=4", "trainer.preview_images=4", "precision=fp32",
@@ -89,10 +94,79 @@ def test_guidance_steps_and_labels_are_chosen_when_sampling_and_evaluating(tmp_p
     assert one != other
 
 
+def test_guidance_leads_away_from_captions_classes_and_weaker_checkpoints(tmp_path: Path) -> None:
+    common = [*COMMON, *tiny.DIFFUSION, "trainer.duration=2 steps"]
+    texts = ["train", *common, *ROWS["diffusion_captions"], "run_dir=texts"]
+    labels = ["train", *common, *ROWS["diffusion_small_labels"], "run_dir=labels"]
+    guided = ["num_images=2", "guidance=2", "steps=2"]
+    earlier = "autoguidance=labels/checkpoints/step-00000001.pt"
+    evaluate = ["eval", "ckpt=labels", "evaluation=shapes", "num_images=20", "sampling.steps=2", "sampling.guidance=1.5"]
+    succeed([
+        texts, labels,
+        ["sample", "ckpt=texts", "text=a red circle", "negative=blue", *guided],
+        ["sample", "ckpt=labels", "label=circle", "negative=ring", *guided],
+        ["sample", "ckpt=labels", "label=circle", earlier, *guided],
+        [*evaluate, f"sampling.{earlier}", "output=result.json"],
+    ], tmp_path)  # fmt: skip
+    names = {path.name for run in ("texts", "labels") for path in (tmp_path / run).glob("samples-*") if path.is_dir()}
+    assert names == {
+        "samples-seed0-a-red-circle-negative-blue-guidance2-steps2", "samples-seed0-circle-negative-ring-guidance2-steps2",
+        "samples-seed0-circle-autoguidance-labels-checkpoints-step-00000001.pt-guidance2-steps2",
+    }  # fmt: skip
+    recorded = json.loads((tmp_path / "result.json").read_text())["provenance"]["generated"]
+    weak = tmp_path / "labels/checkpoints/step-00000001.pt"
+    assert recorded["autoguidance"]["sha256"] == hashlib.sha256(weak.read_bytes()).hexdigest()
+    codes, output = run([
+        ["sample", "ckpt=labels", "autoguidance=labels", *guided], ["sample", "ckpt=labels", "autoguidance=texts", *guided],
+        ["sample", "ckpt=labels", "autoguidance=nowhere", *guided], ["sample", "ckpt=labels", "negative=horse", *guided],
+        ["sample", "ckpt=labels", "negative=ring", "steps=2"], [*evaluate, f"evaluation.sampling.{earlier}"],
+    ], tmp_path)  # fmt: skip
+    assert codes == [2] * 6, output
+    for words in (
+        "the model itself",
+        "the condition caption",
+        "autoguidance=nowhere",
+        "negative=horse",
+        "without guidance",
+        "loaded here",
+    ):
+        assert words in output
+
+
+@pytest.mark.usefixtures("unchanged_process")
+def test_images_are_translated_from_one_class_to_another(tmp_path: Path) -> None:
+    train = ["train", *COMMON, *ROWS["diffusion_small_labels"], *tiny.DIFFUSION, "trainer.duration=2 steps", "run_dir=run"]
+    blind = ["train", *COMMON, *ROWS["flow"], *tiny.DIFFUSION, "trainer.duration=1 steps", "run_dir=blind"]
+    (tmp_path / "photos/more").mkdir(parents=True)
+    for name, size in {"a.png": (16, 16), "more/b.jpg": (40, 24)}.items():
+        Image.linear_gradient("L").resize(size).convert("RGB").save(tmp_path / "photos" / name)
+    pair = ["translate", "ckpt=run", "input=photos", "label_from=circle", "steps=3"]
+    succeed([train, blind, [*pair, "label_to=ring", "output=rings"], [*pair, "label_to=3", "output=others"]], tmp_path)
+    sizes = {name: Image.open(tmp_path / "rings" / name).size for name in ("a.png", "more/b.png")}
+    assert set(sizes.values()) == {(16, 16)}
+    assert (tmp_path / "rings.png").is_file()
+    assert json.loads((tmp_path / "rings/genimg.json").read_text())["options"]["label_to"] == "ring"
+    made = genimg.load(tmp_path / "run", device="cpu").translate_labels(
+        [Image.open(tmp_path / "photos/a.png")], label_from=0, label_to="ring", steps=3
+    )
+    written = torch.from_numpy(np.array(Image.open(tmp_path / "rings/a.png"))).permute(2, 0, 1)
+    assert (to_uint8(made)[0].int() - written.int()).abs().max() <= 1
+    codes, output = run([
+        [*pair, "output=out"], [*pair, "label_to=horse", "output=out"], [*pair, "label_to=ring", "direction=a2b", "output=out"],
+        ["translate", "ckpt=blind", "input=photos", "output=out"],
+        ["translate", "ckpt=blind", "input=photos", "label_from=0", "label_to=1", "output=out"],
+    ], tmp_path)  # fmt: skip
+    assert codes == [2] * 5, output
+    for words in ("label_to is required", "label_to=horse", "direction=a2b", "use genimg-sample", "label_from=0 needs"):
+        assert words in output
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_table_has_every_model() -> None:
     names = {row[0].removeprefix("model=") for row in ROWS.values()}
-    assert names == {name for name in options("model") if name.startswith(("diffusion", "flow", "ddpm", "edm"))}
-    assert options("sampler") - {"none"} == {"heun", "euler", "ddim", "ancestral", "dpmpp_2m"}
+    of_table = {name for name in options("model") if name.startswith(("diffusion", "flow", "ddpm", "edm"))}
+    assert names == of_table - tiny.RANDOM_TRANSLATORS.keys()
+    assert options("sampler") - {"none"} == {"heun", "euler", "ddim", "ancestral", "dpmpp_2m", "bridge"}
 
 
 EXPERIMENTS = [name for name in sorted(options("experiment")) if tiny.model_of(name) in tiny.DENOISERS]

@@ -41,16 +41,25 @@ REPLACED = [  # parts of arguments, and what stands for them here
     (r"outputs/multirun/(DATE|\d{4}-\d\d-\d\d)/[^/,\]]+", "SWEEP"),
     (r"outputs/(DATE/RUN|\.\.\.)", "RUN"),
     (r"outputs/\d{4}-\d\d-\d\d/[^/,\]]+", "RUN"),  # a run by its date
+    (r"^label_from=horse$", "label_from=3"),  # classes of MNIST
+    (r"^label_to=zebra$", "label_to=8"),
     (r"^evaluation=\[inception,", "evaluation=[shapes,"),
     (r"^evaluation=\[(\w+),dinov2\]$", r"evaluation=[\1,mnist]"),
     (r"^evaluation=(inception|dinov2|clip)$", "evaluation=shapes"),  # their weights are not to be had in a test
 ]
 RUNS_FOR = [  # of words that a command holds, the run that RUN is; the first that fits
+    (r"label_to=", "flow"),
+    (r"text=.*negative=", "captions"),
+    (r"^genimg-translate .*(num_samples|steps)=", "palette"),
     (r"^genimg-translate|classical=true", "denoiser"),
-    (r"guidance=|steps=\d+($| )|evaluation=likelihood num_samples=1 ", "flow"),
+    (r"=ect_mnist init_from=", "edm"),
+    (r"init_from=", "flow"),
+    (r"guidance=2 temperature=", "guided_codes"),
+    (r"guidance=|surface=|steps=\d+($| )|evaluation=likelihood num_samples=1 ", "flow"),
     (r"text=", "texts"),
     (r"weights=(slow|0)", "averages"),
     (r"temperature=", "codes"),
+    (r"autoencoder=", "latents"),
     (r"near=|reconstruct=|evaluation=likelihood", "autoencoder"),
     (r"", "digits"),
 ]
@@ -66,6 +75,8 @@ SMALLER = {  # where a command holds such words, what makes it small
     r"^genimg-eval (?!.*(compare=|classical=|likelihood|real=\S+\.pt))": ["num_real=20"],
     r"^genimg-eval .*=likelihood": ["num_samples=2"],
     r"^genimg-sample (?!.*(near|reconstruct|interpolate)=)": ["num_images=4"],
+    r"^genimg-translate .*label_to=": ["steps=2"],
+    r"^genimg-prepare .*autoencoder=": ["data.image_size=16", "data.num_images=64"],
     r"^genimg-features ": ["epochs=1", "batch_size=8"],
     r"^genimg-train .*(schedule\.start=|=cyclegan_horse2zebra|=pix2pix_(facades|maps))": ["schedule.start=0 images"],
     r"^genimg-train .*data\.validation=": ["data.validation=0.2"],
@@ -75,14 +86,31 @@ SMALLER = {  # where a command holds such words, what makes it small
 }
 TRAINING = ["trainer.duration=2 steps", "trainer.batch_size=8", "trainer.preview_images=4"]
 OF_EVALUATION = {"likelihood": ["evaluation.num_samples=2"], "translation": [], "unpaired_translation": []}
-MODELS = tiny.SIZES | tiny.AUTOENCODERS | tiny.TRANSLATORS | tiny.DENOISERS
+MODELS = tiny.SIZES | tiny.AUTOENCODERS | tiny.TRANSLATORS | tiny.DENOISERS | tiny.LATENT_AUTOENCODERS
+MODELS |= tiny.RANDOM_TRANSLATORS | dict.fromkeys(tiny.LATENT_DENOISERS, tiny.DIFFUSION)
 RUNS = {
     "digits": ["model=dcgan_small", "data=mnist", "conditioning=projection", "evaluation=mnist"],
     "texts": ["conditioning=text", "data.num_images=64", "evaluation=none"],
     "autoencoder": ["model=vae_small", "data=mnist", "evaluation=none"],
     "denoiser": ["model=restoration", "task=denoise", "data.num_images=64", "evaluation=translation"],
+    "palette": [
+        "model=diffusion_translation_small",
+        *tiny.RANDOM_TRANSLATORS["bridge"],
+        "data.num_images=64",
+        "evaluation=none",
+    ],
     "flow": ["model=flow_small", *tiny.DIFFUSION, "data=mnist", "conditioning=label", "evaluation=mnist"],
+    "captions": ["model=flow_small", *tiny.DIFFUSION, "conditioning=caption", "data.num_images=64", "evaluation=none"],
+    "edm": ["model=diffusion_small", *tiny.DIFFUSION, "data=mnist", "evaluation=none"],
     "codes": ["model=vq_vae_small", *tiny.AUTOENCODERS["vq_vae_small"], "data.num_images=64", "evaluation=none"],
+    "latents": ["model=kl_autoencoder_small", "model.encoder.width=4", "data.num_images=64", "evaluation=none"],
+    "guided_codes": [
+        "model=vq_transformer",
+        *tiny.AUTOENCODERS["vq_transformer"],
+        "data.num_images=64",
+        "conditioning=label",
+        "evaluation=none",
+    ],
     "averages": [
         "model=dcgan_small",
         "data.num_images=64",
@@ -212,6 +240,7 @@ def prepared(runner: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Pa
         assert code == 0, output
     for name in ("outputs/mnist_run", "SWEEP/000", "SWEEP/001"):
         shutil.copytree(home / "runs" / "digits", home / name)
+    shutil.copytree(home / "runs" / "flow", home / "outputs" / "smaller")
     for name in ("a", "b"):
         code, output = outcome(runner, home, "genimg-eval", "ckpt=runs/digits", "num_images=20", f"output={name}.json")
         assert code == 0, output

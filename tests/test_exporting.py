@@ -34,7 +34,7 @@ from genimg.methods.vq_vae import VQVAE
 from genimg.networks import unet
 from genimg.utils.paths import config_dir
 
-MODELS = tiny.SIZES | tiny.AUTOENCODERS | tiny.TRANSLATORS | tiny.DENOISERS
+MODELS = tiny.SIZES | tiny.AUTOENCODERS | tiny.TRANSLATORS | tiny.DENOISERS | tiny.RANDOM_TRANSLATORS
 FIELD = ["model.translator.crf.window=3", "model.translator.crf.num_iterations=2"]  # whose trace takes long
 TINY = ["data.image_size=16", "data.num_images=4", "run_dir=unused"]
 BUILDER = instantiate.Builder(epoch_size=100, batch_size=4)
@@ -44,6 +44,7 @@ VARIANTS = {
     "styles_of_classes": ["model=stylegan2_small", *tiny.SIZES["stylegan2_small"], "conditioning=projection"],
     "captions": ["model=dcgan_small", *tiny.SIZES["dcgan_small"], "conditioning=text", "data.num_objects=2"],
     "denoiser_of_classes": ["model=diffusion_small", *tiny.DIFFUSION, "conditioning=label"],
+    "one_step_of_classes": ["model=meanflow_small", *tiny.DIFFUSION, "conditioning=label"],
     "spectral": ["model=dcgan_small", *tiny.SIZES["dcgan_small"], "model.generator.spectral_norm=true"],
     "spectral_decoder": ["model=rae", *tiny.AUTOENCODERS["rae"], "loss=rae_sn"],
     "vae_labels": ["model=vae_hierarchical", *tiny.AUTOENCODERS["vae_hierarchical"], "conditioning=concat"],

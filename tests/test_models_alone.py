@@ -75,13 +75,30 @@ FACTS: dict[str, tuple[str, tuple[str, float, list[float] | None], dict[str, Any
     "wae_small": ("wae_mmd", ADAM, {}, 64, None, None),
     # van den Oord et al. 2017
     "vq_vae": ("l2", ADAM, {}, 128, "250k steps", None),
+    "vq_transformer": ("l2", ADAM, {}, 128, "250k steps", None),
     "vq_vae_small": ("l2", ADAM, {}, 64, None, None),
+    # Rombach et al. 2022; this project's
+    "kl_autoencoder": ("l1", ADAM_GAN, {}, 64, None, None),
+    "kl_autoencoder_small": ("l1", ADAM, {}, 64, None, None),
+    "latent_flow": ("denoising", ("Adam", 2e-4, None), {}, 64, None, None),
+    "latent_flow_small": ("denoising", ADAM, {}, 64, None, None),
     # Ho et al. 2020; Tong et al. 2024; Karras et al. 2022; this project's
     "ddpm": ("denoising", ("Adam", 2e-4, None), {}, 128, "800k steps", None),
     "flow": ("denoising", ("Adam", 2e-4, None), {}, 128, "400k steps", None),
     "diffusion": ("denoising", ADAM, {}, 512, "200M images", None),
+    "edm2": ("denoising", ("Adam", 1.2e-2, [0.9, 0.99]), {}, 2048, "1074M images", None),
     "flow_small": ("denoising", ADAM, {}, 64, None, None),
     "diffusion_small": ("denoising", ADAM, {}, 64, None, None),
+    "diffusion_translation": ("denoising", ADAM, {}, 512, "200M images", None),
+    "diffusion_translation_small": ("denoising", ADAM, {}, 64, None, None),
+    "bridge": ("denoising", ("Adam", 2e-4, None), {}, 128, "400k steps", None),
+    "bridge_small": ("denoising", ADAM, {}, 64, None, None),
+    # Geng et al. 2025; this project's
+    "meanflow": ("adaptive", ("Adam", 6e-4, None), {}, 1024, "800k steps", None),
+    "meanflow_small": ("adaptive", ADAM, {}, 64, None, None),
+    # Geng et al. 2024; this project's
+    "ect": ("consistency", ("RAdam", 1e-4, None), {}, 128, "400k steps", None),
+    "ect_small": ("consistency", ("RAdam", 1e-4, None), {}, 64, None, None),
 }  # fmt: skip
 
 

@@ -147,12 +147,15 @@ def classes(*packages):
 CONSTANT = {
     # Settings of what is built once, or that a trained state depends on.
     "AdversarialLoss": {"boundary"}, "Truncated": {"limit"}, "GradientPenalty": {"center"}, "LeCam": {"decay"},
-    "PathLength": {"decay"}, "ReconstructionLoss": {"epsilon"}, "GAN": {"dequantisation"}, "CodeOptions": {"temperature"},
+    "PathLength": {"decay"}, "ReconstructionLoss": {"epsilon"}, "GAN": {"dequantisation"}, "CodeOptions": None,
     "LatentOptions": {"truncation"}, "StyleOptions": {"truncation"},
     "CUT": {"mirror_probability"}, "Consistency": {"max_shift_share"}, "DeterministicAutoencoder": set(),
     "Gaussian": None, "ExportSpec": None, "DiffusionOptions": None, "DenoisingLoss": {"gamma"},
-    "Diffusion": {"condition_dropout", "sigma_data"},
+    "Diffusion": {"condition_dropout", "sigma_data"}, "MeanFlow": {"condition_dropout"}, "MeanFlowOptions": None,
+    "AdaptiveLoss": {"power", "offset"}, "ConsistencyLoss": {"offset"}, "ConsistencyOptions": None,
+    "ConsistencyModel": {"sigma_data", "ratio"},
     "Linear": None, "Cosine": None, "VQVAE": {"data_variance"}, "LabelledAugment": {"p"},
+    "DiffusionTranslation": {"sigma_data"}, "LatentDiffusion": {"condition_dropout", "sigma_data"},
 }  # fmt: skip
 
 

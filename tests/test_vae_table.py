@@ -45,6 +45,7 @@ OTHERS = {
     "rae_gp": cell("rae", "loss=rae_gp", "conditioning=concat"),
     "rae_sn": cell("rae", "loss=rae_sn"),
     "vq_vae": cell("vq_vae"),
+    "vq_transformer_labels": cell("vq_transformer", "conditioning=label"),
     "vq_vae_stages": cell("vq_vae", "model.autoencoder_until=1 steps", "model.prior_from=1 steps", "conditioning=concat"),
     "vq_vae_gradient": cell("vq_vae", "model.quantizer.decay=null", "model.quantizer.restart_below=null", "loss=l1"),
 }
@@ -53,13 +54,13 @@ OTHERS = {
 def targets(group: str) -> dict[str, str | None]:
     """What each option makes, also one that changes another."""
     found = {}
-    for name in options(group):
-        node = OmegaConf.load(Path(config_dir()) / group / f"{name}.yaml")
+    for path in sorted((Path(config_dir()) / group).glob("*.yaml")):
+        node = OmegaConf.load(path)
         base = next((entry for entry in node.get("defaults", []) if isinstance(entry, str) and entry != "_self_"), None)
-        found[name] = node.get("_target_", base)
+        found[path.stem] = node.get("_target_", base)
     while not all(target is None or "." in target for target in found.values()):
         found = {name: found.get(target, target) for name, target in found.items()}
-    return found
+    return {name: found[name] for name in options(group)}
 
 
 def test_the_table_has_every_model_bound_and_likelihood() -> None:

@@ -27,6 +27,7 @@ from genimg.networks.conditioning import OneHot, Unconditional
 from genimg.networks.dcgan import Features, Generator
 from genimg.networks.discriminator import Discriminator
 from genimg.training.schedules import OptimizerSchedules
+from genimg.types import Batch
 from genimg.utils.paths import config_dir
 
 NONSATURATING = AdversarialLoss(discriminator=cross_entropy_discriminator_loss, generator=nonsaturating_generator_loss)
@@ -86,6 +87,11 @@ def conditional_gan(head: str, num_classes: int = 3, **changes: Any) -> GAN:
     return gan(**(networks | changes))
 
 
+def nearby(method: Any, image: torch.Tensor, drawn: Batch, spread: float) -> Batch:
+    """Drawn inputs scattered around an image."""
+    return method.perturb(method.locate(image, drawn), drawn, spread)
+
+
 _RESIDUAL = [
     "model.generator.widths=[8]", "model.discriminator.features.widths=[8]", "model.discriminator.features.bottom_size=4",
     "model.discriminator.features.num_flat_blocks=1",
@@ -127,6 +133,7 @@ AUTOENCODERS = {
     "rae_small": ["model.encoder.width=4", "model.latent_dim=4", "model.num_components=1"],
     "vq_vae": _CODES,
     "vq_vae_small": _CODES,
+    "vq_transformer": [*_CODES, "model.prior.num_heads=2"],
 }
 """The same for autoencoders; ``test_vae_table`` walks through them."""
 
@@ -136,7 +143,28 @@ DIFFUSION = [
 ]  # fmt: skip
 """The same for every diffusion and flow-matching model; ``test_diffusion_table`` walks through them."""
 
-DENOISERS = dict.fromkeys(("diffusion", "diffusion_small", "flow", "flow_small", "ddpm", "edm2"), DIFFUSION)
+DENOISERS = dict.fromkeys(
+    ("diffusion", "diffusion_small", "flow", "flow_small", "ddpm", "edm2", "meanflow", "meanflow_small", "ect", "ect_small"),
+    DIFFUSION,
+)
+
+_DENOISED = [*DIFFUSION, "task=denoise"]
+RANDOM_TRANSLATORS = dict.fromkeys(
+    ("diffusion_translation", "diffusion_translation_small", "bridge", "bridge_small"), _DENOISED
+)
+"""The same for diffusion models of translations; ``test_diffusion_translation_table`` walks through them."""
+
+LATENT_AUTOENCODERS = {name: ["model.encoder.width=4"] for name in ("kl_autoencoder", "kl_autoencoder_small")}
+"""The same for autoencoders that other models are trained on; ``test_latent_table`` walks through them."""
+_LAYERS = "latent_channels: 2, width: 4, multipliers: [1, 1, 1], num_blocks: 1, patch_size: 1, attention: false"
+FROZEN = (
+    "model.autoencoder={_target_: genimg.methods.latent_space.FrozenAutoencoder, run: x, images: 1, sha256: x, "
+    "shape: [3, 16, 16], space: {_target_: genimg.methods.latent_space.KLSpace, "
+    f"encoder: {{_target_: genimg.networks.latent_autoencoder.Encoder, {_LAYERS}}}, "
+    f"decoder: {{_target_: genimg.networks.latent_autoencoder.Decoder, {_LAYERS}}}}}}}"
+)
+"""An autoencoder with random weights, as a part of a model of its latents."""
+LATENT_DENOISERS = {name: [*DIFFUSION, FROZEN] for name in ("latent_flow", "latent_flow_small")}
 
 _TRANSLATOR = ["model.translator.width=4", "task=denoise"]
 _PATCHES = ["width=4", "num_strided=1"]

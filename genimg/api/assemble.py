@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,7 @@ from genimg.config.compatibility import (
     check_top_level,
 )
 from genimg.config.compose import Config
-from genimg.config.evaluation import build_scheduled_evaluator
+from genimg.config.evaluation import build_expected, build_scheduled_evaluator
 from genimg.config.instantiate import ALLOWED, Builder, Named, chosen_nodes, mounted, origins_of
 from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.facts import DataFacts
@@ -75,7 +76,9 @@ def assemble(
     may_replace_evaluation: bool = False,
     dataset: ImageDataset | None = None,
     weights: Mapping[str, Tensor] | None = None,
+    trained: Mapping[str, Tensor] = MappingProxyType({}),
     check_classes: Callable[[Sequence[str]], None] | None = None,
+    initialise: Callable[[Method], None] | None = None,
 ) -> Assembly:
     """Build the components of a training run. Cheap checks run first, so a typo fails before any download.
 
@@ -86,8 +89,9 @@ def assemble(
         decided: Resolved ``auto`` settings of the run that is resumed.
         may_replace_evaluation: Whether to use another evaluation, or none, if the weights of the given one are unavailable.
         dataset: Images to train on; None builds the config's dataset.
-        weights: See ``build_method``.
+        weights, trained: See ``build_method``. Only the first rank needs ``trained``.
         check_classes: Function called with the class names of the data before the model is built.
+        initialise: See ``build_method``; only the first rank needs it.
 
     Raises:
         ConfigError, DataError: If the config or the data is invalid.
@@ -120,7 +124,7 @@ def assemble(
             require_names(profiles)
         with mounted("trainer", settings):
             chosen_weights(profiles, settings.weights)
-        method = build_method(config, dataset, task, facts, builder, method_class, weights)
+        method = build_method(config, dataset, task, facts, builder, method_class, weights, trained, initialise)
         specs = optimizer_specs(config, method, builder)
         schedules = build_schedules(config, specs, builder)
         if settings.sync_batch_norm:
@@ -138,13 +142,23 @@ def assemble(
     with raise_on_any_rank():
         if broadcast_object(str(config["evaluation"])) != str(config["evaluation"]):
             raise ConfigError("the evaluation's weights are not on every host: put them there, or set evaluation=none")
-        welcome = [key for key in method.optional_batch_keys if key in available_keys(dataset)]
+        welcome = _welcome_keys(method, dataset, changes=augment is not None or config["data"].get("horizontal_flip") is True)
         data = build_loader(config, dataset, device, keys=(*method.batch_keys, *welcome), augment=augment, task=task)
     components = TrainingComponents(
         device, precision, performance, settings, dataset, data, method, optimizers, make_optimizers, schedules, evaluator,
         profiles, config["seed"],
     )  # fmt: skip
     return Assembly(config, builder, facts, components, logger)
+
+
+def _welcome_keys(method: Method, dataset: ImageDataset, *, changes: bool) -> list[str]:
+    """Return the optional keys of batches that the data has; packed latents only if training does not change the images."""
+    found = [key for key in method.optional_batch_keys if key in available_keys(dataset)]
+    if dataset.latent_key is not None and (changes or dataset.latent_key not in found):
+        why = "flips and augmentation change the images" if dataset.latent_key in found else "the model has another autoencoder"
+        log.warning("the packed latents of %s are not used, because %s", dataset.name, why)
+        found = [key for key in found if key != dataset.latent_key]
+    return found
 
 
 def _placement(
@@ -206,14 +220,15 @@ def _evaluator(config: Config, builder: Builder, may_replace: bool) -> tuple[Con
     Raises:
         MissingWeightsError: If the weights are unavailable and no replacement is allowed.
     """
+    expected = build_expected(config.get("expected"), builder)
     try:
-        return config, build_scheduled_evaluator(config["evaluation"], builder)
+        return config, build_scheduled_evaluator(config["evaluation"], builder, expected)
     except MissingWeightsError as error:
         if not may_replace:
             fix = "; ".join(filter(None, (error.fix, "evaluation=none trains without an evaluation")))
             raise MissingWeightsError(error.problem, fix, key=error.key) from error
         config = config.replaced(evaluation=replacement_evaluation(config, str(error)))
-        return config, build_scheduled_evaluator(config["evaluation"], builder)
+        return config, build_scheduled_evaluator(config["evaluation"], builder, expected)
 
 
 def optimizer_specs(config: Mapping[str, Any], method: Method, builder: Builder) -> dict[str, OptimizerSpec]:

@@ -57,6 +57,7 @@ class TrainedCheckpoint:
         named: Mapping[str, Any] = MappingProxyType({}),
         *,
         weights: str | float | None = None,
+        key: str = "ckpt",
     ) -> TrainedCheckpoint:
         """Open a checkpoint without running any of its code.
 
@@ -67,6 +68,7 @@ class TrainedCheckpoint:
             named: Machine-local settings of the checkpoint's config that the user sets, by dotted key.
             weights: ``raw``, ``ema`` (the first average), the name of another average, or the length of a power-function
                 average. None uses the weights that were evaluated during training.
+            key: Option by which the user gave the checkpoint, for messages.
 
         Raises:
             CheckpointError: If there is no checkpoint, or it is broken.
@@ -74,21 +76,36 @@ class TrainedCheckpoint:
                 checkpoint.
         """
         try:
-            state, path = checkpoint.load_named(expanded("ckpt", given), which)
+            state, path = checkpoint.load_named(expanded(key, given), which)
             checkpoint.require_whole(state, path)
             require_saved_structure(state["config"], path)
         except CheckpointError as error:
             if error.key:  # which=best
                 raise
-            raise CheckpointError(f"ckpt={given}: {error}") from error
+            raise CheckpointError(f"{key}={given}: {error}", key=key) from error
         config, builder = untrusted.named_again(state["config"], instantiate.builder_of(state, allow), named)
-        usual = config["trainer"].get("weights", "auto")
-        length = _length_of(weights)
         with instantiate.mounted("ema", ema.require_names):
             ema.require_names(state["averages"])
-        name = str(usual if weights is None else weights)
-        chosen = ema.chosen_weights(state["averages"], name) if length is None else length
-        return cls(path, state, freeze(config), builder, chosen)
+        return cls(path, state, freeze(config), builder, ema.RAW).with_weights(weights)
+
+    def with_weights(self, weights: str | float | None) -> TrainedCheckpoint:
+        """Return the checkpoint with other weights; see ``open``.
+
+        Raises:
+            ConfigError: If there are no such weights.
+        """
+        length = _length_of(weights)
+        name = str(self.config["trainer"].get("weights", "auto") if weights is None else weights)
+        return replace(self, weights=ema.chosen_weights(self.state["averages"], name) if length is None else length)
+
+    def require_weights(self) -> None:
+        """Check that ``method`` can load the weights.
+
+        Raises:
+            CheckpointError: If the weights or the snapshots that they are computed from are damaged.
+            ConfigError: If the snapshots do not determine an average of this length.
+        """
+        self._averaged()
 
     @property
     def facts(self) -> DataFacts:
@@ -111,6 +128,11 @@ class TrainedCheckpoint:
         if isinstance(self.weights, float):
             return f"power {self.weights:g}"
         return ema.label_of(self.state["averages"], self.weights)
+
+    @property
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """The model's weights and buffers by name, with averages in place of raw weights if those are chosen."""
+        return {**self.state["method"], **self._averaged()}
 
     def _averaged(self) -> Mapping[str, torch.Tensor]:
         """Return the averaged weights that replace raw ones; an empty mapping for ``raw``."""
@@ -142,8 +164,7 @@ class TrainedCheckpoint:
         """
         config = thaw(self.config)
         untrusted.take_out(config, self.builder, ("conditioning", "model"))
-        averaged = self._averaged()
-        weights: Mapping[str, torch.Tensor] = {**self.state["method"], **averaged}
+        averaged, weights = self._averaged(), self.tensors
         build = partial(instantiate.build_model, config, self.facts, self.builder)
         require_fitting(build, weights, self.builder)
         method: Method = build()

@@ -10,7 +10,7 @@ import torch
 from genimg.config.instantiate import Builder, mounted
 from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.datasets.unpaired import UnpairedDataset
-from genimg.data.loader import ImageLoader, UnpairedImageLoader
+from genimg.data.loader import NOISE_KEY, ImageLoader, UnpairedImageLoader
 from genimg.data.split import without_validation
 from genimg.data.tasks.base import Task
 from genimg.data.transforms import SampleAugment
@@ -104,7 +104,7 @@ def build_loader(
         config: Resolved config.
         dataset: The images.
         device: Device of the batches.
-        keys: Keys of the batches; a task replaces them by its own.
+        keys: Keys of the batches; a task replaces all but ``noise_key`` by its own.
         augment: Augmentation of training images.
         task: Task that derives inputs and targets from the images.
 
@@ -115,7 +115,9 @@ def build_loader(
     with mounted("augment", SampleAugment), mounted("data", ImageLoader):
         if isinstance(dataset, UnpairedDataset):
             return UnpairedImageLoader(dataset, device=device, augment=augment, **settings)
-        return ImageLoader(dataset, device=device, keys=("image",) if task else keys, augment=augment, task=task, **settings)
+        if task is not None:
+            keys = ("image", NOISE_KEY) if NOISE_KEY in keys else ("image",)
+        return ImageLoader(dataset, device=device, keys=keys, augment=augment, task=task, **settings)
 
 
 def _without_loader(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.feature_extraction import full_float32
 from genimg.methods.capabilities import Generates
+from genimg.methods.sampling_options import has_steps
 from genimg.training.components import TrainingComponents
 from genimg.training.ema import PowerFunction
 from genimg.training.logger import SilentLogger
@@ -34,6 +35,10 @@ log = logging.getLogger(__name__)
 
 _SAMPLE = 256  # number of images that are decoded to check the data, and used to train
 _SECONDS = 5.0  # duration of the measured steps
+_FEWEST = 4  # images in the first measured batch of an evaluation
+_ENOUGH = 1.0  # seconds after which a batch is large enough to measure
+_SLOW = 10.0  # seconds of a first batch that is not measured again
+_LARGE_SHARE = 0.3  # share of evaluations in the time of a run that is worth a warning
 
 
 def rehearse(parts: TrainingComponents, duration: str) -> None:
@@ -69,7 +74,7 @@ def rehearse(parts: TrainingComponents, duration: str) -> None:
     elif data.storage != "workers" and not isinstance(parts.source, ArrayDataset):
         log.info("loading the images: about %s", time_in_words(len(parts.source) / (rate * workers)))
     log.info("training for %s: about %s", duration, time_in_words(total))
-    _report_evaluation(parts, trainer, sample)
+    _report_evaluation(parts, trainer, sample, total)
     log.info("dry run: no run directory was made")
 
 
@@ -147,7 +152,8 @@ def bytes_of(state: object) -> int:
     return sum(map(bytes_of, children))
 
 
-def _report_evaluation(parts: TrainingComponents, trainer: Trainer, sample: ImageLoader) -> None:
+def _report_evaluation(parts: TrainingComponents, trainer: Trainer, sample: ImageLoader, training_seconds: float) -> None:
+    """Log the estimated time of the evaluations during training, and warn if it is a large share of the run."""
     if parts.evaluator is None:
         return
     evaluator, method = parts.evaluator.evaluator, trainer.sampled.eval()  # with the weights that training evaluates
@@ -159,28 +165,64 @@ def _report_evaluation(parts: TrainingComponents, trainer: Trainer, sample: Imag
         seconds = (time.perf_counter() - before) / count
         log.info("%d evaluation%s, about %s for 100 images", number, "s" * (number != 1), time_in_words(100 * seconds))
         return
+    assert isinstance(method, Generates)
+    generating, extracting = _evaluation_seconds(evaluator, method, parts.device)
+    each = (generating + extracting) * evaluator.num_images
+    final = parts.evaluator.final_num_images or 0
+    whole = number * each + (generating + extracting) * final
+    share = whole / max(whole + training_seconds, 1e-9)
+    options = evaluator.generated(method, parts.device, ()).options
+    log.info(
+        "%d evaluation%s of %d images, about %s each%s: %s, %.0f %% of training and evaluation together",
+        number, "s" * (number != 1), evaluator.num_images, time_in_words(each),
+        f", and one of {final} images at the end" if final else "", time_in_words(whole), 100 * share,
+    )  # fmt: skip
+    evaluations = getattr(options, "num_evaluations", None)
+    log.info("each of these images: %.2g s to generate%s, %.2g s for its features", generating,
+             "" if evaluations is None else f" with {evaluations} network evaluation{'s' * (evaluations != 1)}", extracting,
+    )  # fmt: skip
+    log.info("real images: %s once, unless their statistics are cached", time_in_words(extracting * len(parts.source)))
+    if share > _LARGE_SHARE:
+        keys = ["evaluation.num_images", *(["evaluation.sampling.steps"] if has_steps(options) else [])]
+        log.warning("evaluations take about %.0f %% of the run: set a larger evaluation.interval, or a smaller %s%s",
+                    100 * share, " or ".join(keys), ", or evaluation.final_num_images=null" if final else "")  # fmt: skip
+
+
+def _evaluation_seconds(evaluator: Evaluator, method: Generates, device: torch.device) -> tuple[float, float]:
+    """Return the seconds to generate an image with the evaluation's options, and to extract its features."""
     with full_float32():
-        assert isinstance(method, Generates)
-        extractors = [extractor.to(parts.device) for extractor in evaluator.extractors]
-        made = evaluator.generated(method, parts.device, ())
-        count = min(evaluator.batch_size, evaluator.num_images)
-        images = made.images(np.arange(count))[0]
-        generating = _seconds(lambda: made.images(np.arange(count))[0]) / count
-        extracting = sum(_seconds(partial(_features, each, images)) for each in extractors) / count
-    log.info("%d evaluation%s of %d images, about %s each, and %s once for the real images, unless their statistics are cached",
-             number, "s" * (number != 1), evaluator.num_images, time_in_words((generating + extracting) * evaluator.num_images),
-             time_in_words(extracting * len(parts.source)))  # fmt: skip
+        extractors = [extractor.to(device) for extractor in evaluator.extractors]
+        made = evaluator.generated(method, device, ())
+        most = min(evaluator.batch_size, evaluator.num_images)
+        generating = _seconds_per_image(lambda count: made.images(np.arange(count))[0], most)
+        images = made.images(np.arange(min(_FEWEST, evaluator.num_images)))[0]
+
+        def features(count: int, extractor: Extractor) -> torch.Tensor:
+            return extractor(images[torch.arange(count, device=images.device) % len(images)])[0]
+
+        extracting = sum(_seconds_per_image(partial(features, extractor=each), most) for each in extractors)
+    return generating, extracting
 
 
-def _features(extractor: Extractor, images: torch.Tensor) -> torch.Tensor:
-    return extractor(images)[0]
+def _seconds_per_image(compute: Callable[[int], torch.Tensor], most: int) -> float:
+    """Return the time of a batch per image, for a batch as large as needed for a useful measurement.
+
+    Args:
+        compute: Function of the number of images.
+        most: Largest number of images in a batch.
+    """
+    count = min(_FEWEST, most)
+    seconds = _seconds(compute, count)
+    if seconds >= _SLOW:
+        return seconds / count
+    seconds = _seconds(compute, count)  # the first call may allocate memory and choose algorithms
+    while seconds < _ENOUGH and count < most:
+        count = min(4 * count, most)
+        seconds = _seconds(compute, count)
+    return seconds / count
 
 
-def _seconds(compute: Callable[[], torch.Tensor]) -> float:
-    """Return the shorter time of two calls, because the first may allocate memory and choose algorithms."""
-    times = []
-    for _ in range(2):
-        before = time.perf_counter()
-        compute().cpu()
-        times.append(time.perf_counter() - before)
-    return min(times)
+def _seconds(compute: Callable[[int], torch.Tensor], count: int) -> float:
+    before = time.perf_counter()
+    compute(count).cpu()  # waits for the device
+    return time.perf_counter() - before

@@ -107,7 +107,7 @@ def measure(
         loaded: The checkpoint that the option ``ckpt`` names, with its model, if the caller has already loaded it.
 
     Returns:
-        The result; None after comparing two results or saving statistics.
+        The result; None after comparing two results, measuring a surface or saving statistics.
 
     Raises:
         UserError: If an option is invalid, or its images cannot be measured.

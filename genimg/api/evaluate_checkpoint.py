@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -12,22 +13,30 @@ from genimg.api.checkpoints import TrainedCheckpoint, check_own_images
 from genimg.api.copies import named_held_out, own_held_out, show_neighbors
 from genimg.api.data import GIVEN, build_dataset, build_loader, other_split
 from genimg.api.evaluate_features import compare, evaluation_of, evaluator_for, uses_inception, with_inception_weights
-from genimg.api.evaluate_likelihood import evaluate_likelihood
+from genimg.api.evaluate_held_out import evaluate_held_out
 from genimg.api.evaluate_request import Request, check_picture
 from genimg.api.evaluate_translation import evaluate_translator
 from genimg.api.inputs import Side, title
+from genimg.api.lookup import lookup_for
 from genimg.api.results import report, with_intervals
+from genimg.api.surface import measure_surface
 from genimg.config import untrusted
 from genimg.config.compose import thaw
+from genimg.config.evaluation import build_expected
 from genimg.config.instantiate import ALLOWED, Builder, mounted
-from genimg.errors import ConfigError
+from genimg.errors import ConfigError, UserError
+from genimg.evaluation.autoencoder import AutoencoderEvaluator
 from genimg.evaluation.image_sets import DatasetImages
 from genimg.evaluation.likelihood import LikelihoodEvaluator
 from genimg.evaluation.result import Evaluation
 from genimg.methods.base import Method
 from genimg.methods.capabilities import Generates, Reconstructs, Translates, offers
+from genimg.methods.sampling_options import looked_up
+from genimg.training.expected import near
 from genimg.utils.distributed import first_of_each_host
 from genimg.utils.mappings import flatten, merged
+
+log = logging.getLogger(__name__)
 
 _OF_MODEL = ("conditioning", "loss", "model")  # groups whose paths a command may override
 _TENSORS = ("method", "optimizers")  # entries of a checkpoint's state that a loaded model makes redundant
@@ -58,13 +67,16 @@ class LoadedCheckpoint(TrainedCheckpoint):
         return self.loaded
 
 
-def evaluate_checkpoint(request: Request, device: torch.device, loaded: LoadedCheckpoint | None) -> Evaluation:
+def evaluate_checkpoint(request: Request, device: torch.device, loaded: LoadedCheckpoint | None) -> Evaluation | None:
     """Measure a checkpoint, and print the result.
 
     Args:
         request: The options.
         device: Device of the model.
         loaded: The checkpoint with its model, if the caller has loaded it; opened here otherwise.
+
+    Returns:
+        The result; None after measuring a surface.
 
     Raises:
         UserError: If the checkpoint cannot be opened or measured in this way.
@@ -92,10 +104,15 @@ def evaluate_checkpoint(request: Request, device: torch.device, loaded: LoadedCh
     data = _data(request, config["data"])
     checkpoint = checkpoint.changed({**config, "data": data, "evaluation": evaluation}, builder)
     request = replace(request, typed={key: typed for key, typed in request.typed.items() if key not in _OF_MODEL})
+    kind = builder.locate(evaluation["_target_"], "evaluation")
+    is_held_out = issubclass(kind, LikelihoodEvaluator | AutoencoderEvaluator)
+    if options.surface and (translates or is_held_out):
+        raise ConfigError(f"{request.typed['surface']} measures generated images, and this evaluation has none: remove it",
+                          key="surface")  # fmt: skip
     if translates:
         return evaluate_translator(request, checkpoint, device)
-    if issubclass(builder.locate(evaluation["_target_"], "evaluation"), LikelihoodEvaluator):
-        return evaluate_likelihood(request, checkpoint, device)
+    if is_held_out:
+        return evaluate_held_out(request, checkpoint, device)
     return _evaluate_samples(request, checkpoint, device)
 
 
@@ -176,7 +193,7 @@ def _root_key(data_root: str, data: Mapping[str, Any]) -> str:
     return key
 
 
-def _evaluate_samples(request: Request, checkpoint: TrainedCheckpoint, device: torch.device) -> Evaluation:
+def _evaluate_samples(request: Request, checkpoint: TrainedCheckpoint, device: torch.device) -> Evaluation | None:
     """Measure samples of the model against real images, and an autoencoder's reconstructions of these."""
     options, builder = request.options, checkpoint.builder
     if useless := sorted(request.typed.keys() & {"model_mode", "classical", "table"}):
@@ -198,9 +215,19 @@ def _evaluate_samples(request: Request, checkpoint: TrainedCheckpoint, device: t
     if real.source is not None:
         with mounted("evaluation", evaluator):
             evaluator.check_reconstructions(method, real.source.shape)
+    if isinstance(method, Generates):
+        try:
+            evaluator.choose_sampling(
+                looked_up(method, options.sampling, lookup_for(checkpoint, method, device, options.allow))
+            )
+        except UserError as error:
+            raise error.mounted("sampling", vars(method.sampling_options)) from error
     with mounted("evaluation", evaluator):
         evaluator.check(method)
     assert isinstance(method, Generates)
+    if options.surface:
+        measure_surface(request, checkpoint, method, evaluator, real, held_out, device)
+        return None
     made = evaluator.generated(method, device, checkpoint.class_names, weights=checkpoint.weights_label)
     result = compare(options, evaluator, real, made, device, held_out)
     if real.images is not None:
@@ -212,6 +239,9 @@ def _evaluate_samples(request: Request, checkpoint: TrainedCheckpoint, device: t
     what = f"{checkpoint.path}, trained on {checkpoint.images} images"
     subject = {"checkpoint": str(checkpoint.path), "images": checkpoint.images}
     report(what, with_intervals(result), result, options, device, subject)
+    if request.real is None and options.split is None:  # published values compare with the training images
+        for point in near(build_expected(checkpoint.config.get("expected"), builder), checkpoint.images):
+            log.info("%s", point.judge(checkpoint.images, result.values, result.provenance))
     show_neighbors(options, evaluator, real, made, result, held_out)
     return result
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from genimg.api.inputs import ImageReader, title
+from genimg.api.surface_axes import check_axes
 from genimg.config import untrusted
 from genimg.config.compose import Composition
 from genimg.config.instantiate import Builder
@@ -28,7 +29,10 @@ _OF_STATISTICS = {
 }  # fmt: skip
 _OF_CHECKPOINTS = {
     "which", "weights", "seed", "model_mode", "classical", "table", "split", "num_samples", "sampling", "conditioning", "loss",
-    "model",
+    "model", "surface",
+}  # fmt: skip
+_OF_SINGLE_POINTS = {
+    "neighbors", "held_out", "picture", "save_statistics", "model_mode", "classical", "table", "num_samples", "provenance",
 }  # fmt: skip
 
 
@@ -41,12 +45,14 @@ class Request:
         groups: Config groups that are given, by name: ``evaluation`` and groups of a checkpoint's config.
         typed: Mapping from option or group to its first override.
         own: Images that replace those named by ``options.images`` and ``options.real``, by option name.
+        overrides: All arguments, in order.
     """
 
     options: Eval
     groups: Mapping[str, Any]
     typed: Mapping[str, str]
     own: Mapping[str, ImageDataset]
+    overrides: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, composition: Composition, own: Mapping[str, ImageDataset]) -> Request:
@@ -60,7 +66,9 @@ class Request:
             ConfigError: If a value is out of range, or a setting has no effect.
         """
         options, groups = read_options(composition.config, Eval, untrusted.GROUPS)
-        request = cls(options, groups, _typed(composition), own)
+        request = cls(options, groups, _typed(composition), own, tuple(composition.overrides))
+        if "surface" in request.typed:
+            check_axes(options.surface)
         if request.evaluation == {}:
             raise ConfigError("evaluation=none evaluates nothing: choose another option of the group")
         _check_values(options)
@@ -115,6 +123,8 @@ class Request:
                 (typed.keys() & {"image_size", "range", "accept_unrecorded"} if self.real is None else set()),
                 "without real=",
             )
+        if not useless and options.surface:
+            useless, why = typed.keys() & _OF_SINGLE_POINTS, "with surface="
         if useless:
             raise ConfigError(f"{typed[sorted(useless)[0]]} has no effect {why}: remove it")
 
@@ -163,6 +173,8 @@ def _check_values(options: Eval) -> None:
             ) from error
     if options.save_statistics is not None and not options.save_statistics.endswith(".pt"):
         raise ConfigError(f"save_statistics={options.save_statistics} must end in .pt, so that real= recognises it")
+    if options.surface and options.output is not None and not options.output.endswith(".json"):
+        raise ConfigError(f"output={options.output} must end in .json: the table and the picture have the same name")
     for key in ("output", "picture", "save_statistics", "table"):
         path = getattr(options, key)
         if path is not None:

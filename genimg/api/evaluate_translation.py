@@ -31,7 +31,7 @@ from genimg.evaluation.result import Evaluation
 from genimg.evaluation.translation_base import TranslationEvaluator
 from genimg.evaluation.translation_metrics import means_over_images, similarities
 from genimg.methods.base import Method
-from genimg.methods.capabilities import Translates
+from genimg.methods.capabilities import Translates, TranslatesRandomly
 from genimg.methods.image_to_image import pictures_of
 from genimg.types import Batch
 from genimg.utils.csv_cells import neutral
@@ -66,10 +66,11 @@ def evaluate_translator(request: Request, checkpoint: TrainedCheckpoint, device:
     Raises:
         ConfigError: If a setting has no effect here.
     """
-    if useless := sorted(request.typed.keys() - _OF_TRANSLATORS):
-        raise ConfigError(f"{request.typed[useless[0]]} has no effect on a model that translates images: remove it")
     method = checkpoint.method(device)
     assert isinstance(method, Translates)
+    known = _OF_TRANSLATORS | ({"sampling", "num_samples"} if isinstance(method, TranslatesRandomly) else set())
+    if useless := sorted(request.typed.keys() - known):
+        raise ConfigError(f"{request.typed[useless[0]]} has no effect on a model that translates images: remove it")
     usual = method.sampled_mode
     try:
         if request.options.model_mode is not None:
@@ -85,7 +86,8 @@ def _evaluate(request: Request, checkpoint: TrainedCheckpoint, method: Method, d
     source = build_dataset(config, builder)
     check_own_images(source, method, checkpoint.state, other_split=options.split is not None)
     data = build_loader(config, source, device, task=build_task(config, source, builder))
-    evaluation = with_numbers(config["evaluation"], options, ("num_images", "batch_size", "seed"))
+    evaluation = with_numbers(config["evaluation"], options, ("num_images", "batch_size", "seed", "num_samples"))
+    evaluation |= {"sampling": {**(evaluation.get("sampling") or {}), **options.sampling}} if options.sampling else {}
     evaluator = build_evaluator(evaluation, builder)
     assert evaluator is not None
     with mounted("evaluation", evaluator):
@@ -216,5 +218,6 @@ def _write_worst(
     pictures = []
     for position in worst:
         with steady(evaluator.noise_seed, int(position)):
-            pictures.append(pictures_of(method, held_out.examples(indices[[position]], evaluator.noise_seed)))
+            batch = held_out.examples(indices[[position]], evaluator.noise_seed)
+            pictures.append(pictures_of(method, batch, evaluator.translated(method, batch["source"], indices[[position]])))
     write_png(grid(torch.cat(pictures)), path)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -52,6 +53,8 @@ def build_method(
     builder: Builder,
     method_class: type[Method],
     weights: Mapping[str, Tensor] | None = None,
+    trained: Mapping[str, Tensor] = MappingProxyType({}),
+    initialise: Callable[[Method], None] | None = None,
 ) -> Method:
     """Build the model, and check it against the data.
 
@@ -63,6 +66,8 @@ def build_method(
         builder: Builder of the config's nodes.
         method_class: The model's class, as returned by ``check_pairing``.
         weights: Weights of the checkpoint that the run continues; they are checked before the model is allocated.
+        trained: Weights of the model's frozen networks, by name.
+        initialise: Function that replaces the initial weights, if any. Buffers that follow from the data are set afterwards.
 
     Raises:
         CheckpointError: If the weights do not fit the model.
@@ -73,11 +78,14 @@ def build_method(
     if weights is not None:
         require_fitting(build, weights, builder)
     method: Method = build()
+    if trained:
+        method.load_state_dict({**method.state_dict(), **trained})
     refuse_unread_conditioning(config, method)
     reconstructs = isinstance(method, Reconstructs) and bool((config.get("evaluation") or {}).get("reconstructions"))
     denoises = isinstance(method, Denoises) and bool((config.get("evaluation") or {}).get("denoised"))
     measured = reconstructs or denoises or measures_held_out(config, builder)
-    held_out = measured or isinstance(method, Translates | HasLikelihood)
+    is_autoencoder_alone = isinstance(method, Reconstructs) and not isinstance(method, Generates)
+    held_out = measured or is_autoencoder_alone or isinstance(method, Translates | HasLikelihood)
     takes_some = not isinstance(config["data"].get("validation"), str)  # another split takes no images from training
     if dataset.validation is not None and takes_some and not held_out:
         raise ConfigError(
@@ -100,6 +108,8 @@ def build_method(
             key="conditioning.encoder.num_classes",
         )
     _check_shapes(method, dataset, task)
+    if initialise is not None:
+        initialise(method)
     if isinstance(method, TakesConditions):
         method.set_condition_bank(_conditions(dataset, method, method.condition_bank_size))
     if isinstance(method, MeasuresData) and method.measures_data and weights is None:

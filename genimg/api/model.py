@@ -14,15 +14,17 @@ from torch import Tensor, nn
 from genimg.api.checkpoints import TrainedCheckpoint
 from genimg.api.evaluate import dataset_from_images, evaluation_argument, measure
 from genimg.api.evaluate_checkpoint import LoadedCheckpoint
+from genimg.api.lookup import lookup_for
 from genimg.config.compose import compose
 from genimg.errors import ConfigError, DataError
 from genimg.evaluation.result import Evaluation
 from genimg.inference.conditions import find_conditions, repeated, require_condition
 from genimg.inference.sample import Sampler
 from genimg.inference.translate import ImageTranslator, chosen_direction, needs_mask, way_of_training
+from genimg.inference.translate_labels import BetweenLabels, between_labels, image_translator
 from genimg.methods.base import Method
-from genimg.methods.capabilities import Generates, Reconstructs, Translates
-from genimg.methods.sampling_options import sampling_options
+from genimg.methods.capabilities import Generates, Reconstructs, Translates, TranslatesLabels, TranslatesRandomly
+from genimg.methods.sampling_options import looked_up, sampling_options
 from genimg.training.device import choose_device
 from genimg.types import Batch, height_width
 from genimg.utils.images import to_float
@@ -128,14 +130,17 @@ class Model:
         """
         method = self._capable(Generates, "sample", "translates images: use translate")
         require_least(1, num_images=num_images, batch_size=batch_size)
-        chosen = sampling_options(method, options)
+        lookup = lookup_for(self._checkpoint, self.method, self.device, self._allow)
+        chosen = sampling_options(method, looked_up(method, options, lookup))
         rows = self._conditions(method, num_images, label=label, text=text)
         sampler = Sampler(method, self.device, seed, batch_size, chosen)
 
         def draw(indices: range) -> Batch:
             return sampler.draw(indices) | {key: row[indices.start : indices.stop] for key, row in rows.items()}
 
-        return torch.cat([images for _, _, images in sampler.make_all(num_images, draw, "sampling")])
+        images = torch.cat([images for _, _, images in sampler.make_all(num_images, draw, "sampling")])
+        sampler.log_cost()
+        return images
 
     def translate(
         self,
@@ -146,7 +151,9 @@ class Model:
         tile: int | None = None,
         overlap: int = 32,
         seed: int = 0,
+        num_samples: int | None = None,
         batch_size: int = 4,
+        **options: Any,
     ) -> Tensor:
         """Translate images, as ``genimg-translate`` does.
 
@@ -156,22 +163,24 @@ class Model:
             direction: Direction for a model that translates both ways: ``a2b`` or ``b2a``.
             tile: Side length in pixels of the tiles into which larger images are split; None uses no tiles.
             overlap: Overlap between neighbouring tiles in pixels.
-            seed: Seed for the dropout of a model that translates in training mode.
+            seed: Seed of random translations, and of the dropout of a model that translates in training mode.
+            num_samples: Number S of translations of each image, for a model whose translations are random. None makes one.
             batch_size: Number of images per batch.
+            options: Sampling options of such a model, such as ``steps=10``.
 
         Returns:
-            Float32 [N, C', H, W] in [-1, 1], rounded to 8 bits, on the CPU.
+            Float32 [N, C', H, W] in [-1, 1], rounded to 8 bits, on the CPU; with ``num_samples``, [N, S, C', H, W].
 
         Raises:
             ConfigError: If the model does not translate images, or an option does not apply to it.
             DataError: If the images or masks do not fit the model.
         """
         method = self._capable(Translates, "translate", "generates images without an input: use sample")
-        require_least(1, batch_size=batch_size)
+        require_least(1, batch_size=batch_size, num_samples=1 if num_samples is None else num_samples)
         translator = ImageTranslator.of(
             method, self.facts, self.device,
             direction=chosen_direction(method, direction, way_of_training(self.config["data"])),
-            tile=tile, overlap=overlap, batch_size=batch_size, seed=seed,
+            tile=tile, overlap=overlap, batch_size=batch_size, seed=seed, num_samples=num_samples or 1, sampling=options,
         )  # fmt: skip
         pixels = self._pixels(images)
         if pixels.shape[1] != translator.channels:
@@ -185,8 +194,43 @@ class Model:
         results = []
         for start in range(0, len(pixels), together):
             some = slice(start, start + together)
-            results.append(translator(pixels[some], None if holes is None else holes[some], start)[1])
+            numbers = range(start, min(start + together, len(pixels)))
+            made = translator(pixels[some], None if holes is None else holes[some], numbers)[1]
+            results.append(made[0] if num_samples is None else torch.stack(made, dim=1))
         return to_float(torch.cat(results))
+
+    def translate_labels(
+        self, images: object, *, label_from: int | str, label_to: int | str, batch_size: int = 8, **options: Any
+    ) -> Tensor:
+        """Translate images from one class to another with a diffusion model that has labels.
+
+        Args:
+            images: Images of any size: float [N, C, h, w] in [-1, 1], uint8, or a dataset (see ``as_dataset``). They are
+                resized to the model's size.
+            label_from, label_to: Classes, by name or number.
+            batch_size: Number of images per batch.
+            options: Sampling options without randomness, such as ``steps=100``.
+
+        Returns:
+            Float32 [N, C, H, W] in [-1, 1], rounded to 8 bits, on the CPU.
+
+        Raises:
+            ConfigError: If the model has no labels or no such class, or an option does not apply to it.
+        """
+        self._capable(TranslatesLabels, "translate_labels", "cannot translate between classes")
+        require_least(1, batch_size=batch_size)
+        method = between_labels(self.method, self.class_names, label_from, label_to, options)
+        assert isinstance(method, BetweenLabels)
+        translator = image_translator(
+            method, self.facts, self.config["data"], self.device, direction=None, tile=None, overlap=0, batch_size=batch_size,
+            seed=0,
+        )  # fmt: skip
+        pixels = self._pixels(images)
+        parts = []
+        for start in range(0, len(pixels), batch_size):
+            some = pixels[start : start + batch_size]
+            parts += translator(some, None, range(start, start + len(some)))[1]
+        return to_float(torch.cat(parts))
 
     def reconstruct(self, images: object, *, label: Any = None, text: Any = None, batch_size: int = 64) -> Tensor:
         """Encode and decode images with an autoencoder, without noise.
@@ -215,7 +259,8 @@ class Model:
             images, label, text, batch_size: As in ``reconstruct``.
 
         Returns:
-            For a VAE, float32 latents [N, Z], the means of q(z | x); for a VQ-VAE, int64 codes [N, h, w]. Both are on the CPU.
+            For a VAE, float32 latents [N, Z] or [N, C, h, w], the means of q(z | x); for a VQ-VAE, int64 codes [N, h, w]. Both
+            are on the CPU.
 
         Raises:
             ConfigError, DataError: As in ``reconstruct``.
@@ -260,14 +305,17 @@ class Model:
         is_named = isinstance(real, str | Path)
         arguments += [f"real={quoted(str(real))}"] if is_named else []
         own = {} if real is None or is_named else {"real": dataset_from_images(real, "real")}
-        result = measure(compose([*arguments, *overrides], "eval"), own, self._checkpoint)
+        composition = compose([*arguments, *overrides], "eval")
+        if composition.config.get("surface"):
+            raise ConfigError("surface has no single result: run genimg-eval with it", key="surface")
+        result = measure(composition, own, self._checkpoint)
         assert result is not None
         return result
 
     @property
     def sampling_options(self) -> Any:
-        """The default options of ``sample`` for this model, an object of a dataclass; None if it does not generate images."""
-        return self.method.sampling_options if isinstance(self.method, Generates) else None
+        """The default options of ``sample`` or of random translations, an object of a dataclass; None if there are none."""
+        return self.method.sampling_options if isinstance(self.method, Generates | TranslatesRandomly) else None
 
     def _capable(self, capability: type[Capability], name: str, why_not: str) -> Capability:
         """Return the method if it has a capability."""

@@ -47,6 +47,13 @@ def sentence(provenance: Mapping[str, Any]) -> str:
             f"{made['num_images']} {which}images of {made['source']}, {made['num_samples']} samples of each, {made['of']}, "
             f"seed {made['seed']}"
         )
+    if "generated" not in provenance:
+        made, extractor = provenance["reconstructions"], provenance["extractor"]
+        which = {"held_out": "held-out ", "train": "training ", "real": ""}[made["side"]]
+        return (
+            f"{extractor['name']} ({(extractor['weights_sha256'] or 'no file')[:8]}), reconstructions of {made['num_images']} "
+            f"{which}images of {made['source']}, {provenance['weights']} weights"
+        )
     made, real = provenance["generated"], provenance["real"]
     extractors = [provenance["extractor"], *(each["extractor"] for each in provenance.get("additional", {}).values())]
     named = " and ".join(f"{each['name']} ({(each['weights_sha256'] or 'no file')[:8]})" for each in extractors)

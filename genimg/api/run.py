@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_NO_HYPERPARAMETERS = ("run_dir", "resume", "resume_force", "allow", "traceback", "print_config", "dry_run", "device", "logger")
+_NO_HYPERPARAMETERS = ("run_dir", "resume", "resume_force", "allow", "traceback", "print_config", "dry_run", "device", "logger",
+                       "expected")  # fmt: skip
 
 
 class DivergedError(UserError):

@@ -21,7 +21,9 @@ import genimg
 from genimg.api.assemble import Assembly, assemble, describe_parts
 from genimg.api.debugging import shortened
 from genimg.api.dry_run import rehearse
+from genimg.api.initial_weights import InitialWeights
 from genimg.api.run import DivergedError, Run, Training
+from genimg.api.trained_networks import with_trained_networks
 from genimg.api.usual import (
     chooses_extractor,
     refuse_repeated_options,
@@ -189,7 +191,7 @@ def prepare(
         device_name: Name of this process's device.
         dataset, callbacks: See ``train``.
     """
-    composition, start, assembly, parts = _built(composition, run_dir, device_name, dataset)
+    composition, start, assembly, parts, initial = _built(composition, run_dir, device_name, dataset)
     config, saved = assembly.config, start.saved
     recorder = _Recorders(assembly.logger, callbacks)
     facts = {
@@ -204,6 +206,7 @@ def prepare(
         "processes": world_size(),
         "performance": parts.performance.describe(parts.optimizers.values()),
     }
+    facts["initial_weights"] = initial if saved is None else saved.state.get("initial_weights", {})
     facts["data_history"] = [] if saved is None else resume.data_history(saved.state, facts)
     if saved is not None:
         resume.check_facts(saved.state, facts, force=config["resume_force"])
@@ -242,7 +245,7 @@ def dry_run(composition: Composition, run_dir: Path, device_name: str, *, datase
     Raises:
         DivergedError: If these steps diverge.
     """
-    _, _, assembly, parts = _built(composition, run_dir / ".dry_run", device_name, dataset)  # this directory does not exist
+    _, _, assembly, parts, _ = _built(composition, run_dir / ".dry_run", device_name, dataset)  # this directory does not exist
     try:
         rehearse(parts, assembly.config["trainer"]["duration"])
     except NonFiniteError as error:
@@ -254,8 +257,11 @@ def dry_run(composition: Composition, run_dir: Path, device_name: str, *, datase
 
 def _built(
     composition: Composition, run_dir: Path, device_name: str, dataset: object
-) -> tuple[Composition, resume.Start, Assembly, TrainingComponents]:
-    """Build the components of a run, with every ``auto`` setting resolved and no file written."""
+) -> tuple[Composition, resume.Start, Assembly, TrainingComponents, Mapping[str, Any]]:
+    """Build the components of a run, with every ``auto`` setting resolved and no file written.
+
+    The last result is the record of the weights that a new run starts from, empty for random ones.
+    """
     require_groups(composition.config)
     refuse_repeated_options(composition)
     composition = shortened(composition)
@@ -264,9 +270,13 @@ def _built(
         require_all_values(composed)
     # Only the first rank reads the run directory: other hosts may not have it.
     with raise_on_any_rank():
-        start = resume.find_start(composition, run_dir) if rank() == 0 else None
-    start = broadcast_object(start)
+        found = _found_start(composition, run_dir) if rank() == 0 else None
+    start = broadcast_object(None if found is None else found[0])
     config, saved = start.config, start.saved
+    with raise_on_any_rank():
+        initial = None
+        if rank() == 0 and saved is None and config["init_from"] is not None:
+            initial = InitialWeights.open(config["init_from"], config["allow"])
     if saved is None:
         warn_of_missing_penalties(composition)
     if config["print_config"] and rank() == 0:
@@ -283,14 +293,22 @@ def _built(
         may_replace_evaluation=replaceable,
         dataset=None if dataset is None else _own_dataset(dataset, config),
         weights=None if saved is None else saved.state["method"],
+        trained={} if found is None or saved is not None else found[1],
         check_classes=None if saved is None else partial(resume.check_classes, saved.state, force=bool(config["resume_force"])),
+        initialise=None if initial is None else initial.load_into,
     )
     parts = resolve_auto(
         assembly.components,
         accumulation=saved is None and config["trainer"]["accumulation"] == "auto",
         may_compile=not config["dry_run"],
     )
-    return composition, start, assembly, parts
+    return composition, start, assembly, parts, dict(initial.record) if initial else {}
+
+
+def _found_start(composition: Composition, run_dir: Path) -> tuple[resume.Start, Mapping[str, Tensor]]:
+    """Return the start of a run, and the weights of networks that other runs have trained."""
+    composition, trained = with_trained_networks(composition)
+    return resume.find_start(composition, run_dir), trained
 
 
 def _require_work(saved: resume.Saved, parts: TrainingComponents, config: Config, run_dir: Path) -> None:

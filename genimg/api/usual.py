@@ -24,7 +24,8 @@ _MADE_FOR = {  # evaluation for each dataset whose own feature extractor is ship
     "genimg.data.datasets.builtin.cifar10": "cifar10_classifier",
     "genimg.data.datasets.shapes.shapes": "shapes",
 }
-_OF_PHOTOS = "cifar10_classifier"  # for translations of other photos; its extractor reads images of 32 px
+_WITH_ONE_EXTRACTOR = ("genimg.evaluation.translation.", "genimg.evaluation.autoencoder.")
+_OF_PHOTOS = "cifar10_classifier"  # for translations or reconstructions of other photos; its extractor reads images of 32 px
 _SMALL_SHARE = 0.002  # fraction of the published duration
 
 
@@ -99,7 +100,7 @@ def replacement_evaluation(config: Mapping[str, Any], reason: str) -> Mapping[st
     """
     given, place = config["evaluation"], reason.splitlines()[0].partition(": put the file")[0]
     name = _MADE_FOR.get(str(config["data"]["_target_"]))
-    if str(given["_target_"]).startswith("genimg.evaluation.translation."):
+    if str(given["_target_"]).startswith(_WITH_ONE_EXTRACTOR):
         name = name or _OF_PHOTOS
         log.warning(
             "the features of evaluation=%s replace those of the default extractor, whose weights are missing (%s); the metrics "

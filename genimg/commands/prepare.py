@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from genimg.api.data import build_dataset
+from genimg.api.trained_networks import load_autoencoder
 from genimg.config import instantiate
 from genimg.config.options import read_options
 from genimg.config.schema.commands import Prepare
 from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.packed_files import Description
+from genimg.data.packed_latents import LatentEncoder
 from genimg.data.packing import CORRUPT, image_bytes, pack
-from genimg.errors import ConfigError
+from genimg.errors import ConfigError, DataError
+from genimg.training.device import choose_device
 from genimg.utils.files import check_output_directory, directory_atomically, naming_full_disk
+from genimg.utils.images import to_float
 from genimg.utils.paths import expanded, relative
 from genimg.utils.words import argument
 
@@ -44,7 +52,8 @@ def prepare(composed: DictConfig) -> None:
             f"shard_size={options.shard_size} bytes is too small, because one image takes {image_bytes(source)}: set it so "
             "that a file holds thousands of images"
         )
-    needed = len(source) * image_bytes(source)
+    encoder = None if options.autoencoder is None else _encoder(options, source)
+    needed = len(source) * (image_bytes(source) + (0 if encoder is None else 2 * math.prod(encoder.shape)))
     _check_space(output, needed, source)
     start = time.monotonic()
     num_threads = data.get("num_workers", "auto")
@@ -57,8 +66,31 @@ def prepare(composed: DictConfig) -> None:
             num_threads=None if num_threads == "auto" else num_threads,
             max_corrupt=options.max_corrupt,
             provenance={"fit": data.get("fit")},
+            encoder=encoder,
         )
     _report(output, description, num_corrupt, time.monotonic() - start)
+
+
+def _encoder(options: Prepare, source: ImageDataset) -> LatentEncoder:
+    """Return the encoder of the autoencoder that the options name.
+
+    Raises:
+        ConfigError: If it was trained on images of another shape.
+    """
+    autoencoder, device = (
+        load_autoencoder(str(options.autoencoder), "autoencoder", tuple(options.allow)),
+        choose_device(options.device),
+    )
+    autoencoder.require_shape(source.shape)
+    autoencoder.to(device)
+
+    def encode(images: NDArray[np.uint8]) -> NDArray[np.float16]:
+        latents = autoencoder.encode(to_float(torch.from_numpy(images).to(device))).half().cpu().numpy()
+        if not np.isfinite(latents).all():
+            raise DataError(f"autoencoder={options.autoencoder} makes latents beyond the range of float16: train it longer")
+        return latents
+
+    return LatentEncoder(encode, autoencoder.latent_shape, autoencoder.sha256, autoencoder.run)
 
 
 def _check(options: Prepare, data: Mapping[str, Any]) -> None:

@@ -6,11 +6,11 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 
-import torch
 from omegaconf import DictConfig
 
 from genimg.api.checkpoints import TrainedCheckpoint
-from genimg.commands.arguments import value_of
+from genimg.api.lookup import lookup_for
+from genimg.commands.model_options import listed_options
 from genimg.config import untrusted
 from genimg.config.options import read_options
 from genimg.config.schema import Option, options_of
@@ -18,7 +18,6 @@ from genimg.config.schema.commands import Sample
 from genimg.errors import ConfigError
 from genimg.inference.sample_request import SampleRequest, plan
 from genimg.methods.capabilities import Generates, Reconstructs, Translates
-from genimg.methods.sampling_options import listed
 from genimg.training.device import choose_device
 from genimg.utils.mappings import flatten
 from genimg.utils.outputs import record_of
@@ -37,10 +36,14 @@ def sample(composed: DictConfig) -> None:
     method = checkpoint.method(device)
     if not isinstance(method, Generates) and not (request.reconstruct is not None and isinstance(method, Reconstructs)):
         can = "translates images: use genimg-translate" if isinstance(method, Translates) else "does not generate images"
+        if isinstance(method, Reconstructs):
+            can += ": it reconstructs them, with reconstruct=FILE"
+            can += "; to sample, train model=latent_flow with model.autoencoder=RUN" if hasattr(method, "latent_space") else ""
         raise ConfigError(f"ckpt={options.ckpt}: this model {can}")
     write = plan(
         request, method, device=device, facts=checkpoint.facts, data=checkpoint.config["data"],
-        class_names=checkpoint.class_names, run_dir=run_directory_of(checkpoint.path.parent),
+        class_names=checkpoint.class_names, lookup=lookup_for(checkpoint, method, device, options.allow),
+        run_dir=run_directory_of(checkpoint.path.parent),
         other_options=[option.name for option in options_of(Sample)],
     )  # fmt: skip
     log.info("from %s, trained on %d images", checkpoint.path, checkpoint.images)
@@ -51,12 +54,4 @@ def sample(composed: DictConfig) -> None:
 
 def options_of_model(arguments: Sequence[str]) -> tuple[str, list[Option]]:
     """Return a heading and the sampling options of the model of ``ckpt=``, for --help."""
-    ckpt, which, allow = (value_of(key, arguments) for key in ("ckpt", "which", "allow"))
-    packages = [package.strip() for package in (allow or "").strip("[]").split(",") if package.strip()]
-    checkpoint = TrainedCheckpoint.open(ckpt, which or "last", packages)
-    method = checkpoint.method(torch.device("cpu"))
-    heading = f"Sampling options of this model, a {type(method).__name__}"
-    if not isinstance(method, Generates):
-        return f"{heading}: none, because it does not generate images", []
-    rows = [Option(name, kind, default, text, "") for name, kind, default, text in listed(method.sampling_options)]
-    return heading if rows else f"{heading}: none", rows
+    return listed_options(arguments, Generates, "because it does not generate images")

@@ -15,6 +15,7 @@ from genimg.config.instantiate import Builder, chosen_nodes
 from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.tasks.base import Task
 from genimg.errors import ConfigError
+from genimg.evaluation.base import HeldOutEvaluator
 from genimg.methods.base import Method
 from genimg.methods.capabilities import TakesConditions, Translates, offers, require_whole_capabilities
 from genimg.utils.paths import config_dir
@@ -151,7 +152,9 @@ def check_kind(method: type[Method], source: ImageDataset, task: Task | None) ->
 
 
 def measures_held_out(config: Mapping[str, Any], builder: Builder) -> bool:
-    """Return whether a metric of the evaluation needs held-out images."""
+    """Return whether the evaluation, or one of its metrics, needs held-out images."""
+    if (target := config["evaluation"].get("_target_")) and issubclass(builder.locate(target, "evaluation"), HeldOutEvaluator):
+        return True
     measured = [config["evaluation"], *(config["evaluation"].get("additional") or {}).values()]
     nodes = [node for each in measured if isinstance(each, dict) for node in (each.get("metrics") or {}).values()]
     targets = [node["_target_"] for node in nodes if isinstance(node, dict) and "_target_" in node]

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from genimg.config.additional_extractors import keep_extractors_and_metrics, with_additional_extractors
 from genimg.config.references import with_values
-from genimg.config.sampling_arguments import with_open_sampling, with_sampling_options
+from genimg.config.sampling_arguments import WITH_MODEL_OPTIONS, with_open_sampling, with_sampling_options
 from genimg.errors import ConfigError
 from genimg.utils.paths import config_dir
 
@@ -147,7 +147,7 @@ def compose(overrides: Sequence[str] = (), command: str = "train") -> Compositio
             raise ConfigError(f"{override} is available only on the command line: remove it", key="overrides")
         if override.lstrip("+~").startswith(("hydra.", "hydra/", "sweep=")):
             raise ConfigError(f"{override} is for the command line, which can start several runs: remove it", key="overrides")
-    overrides = with_sampling_options(overrides) if command == "sample" else overrides
+    overrides = with_sampling_options(overrides, command) if command in WITH_MODEL_OPTIONS else overrides
     overrides = with_additional_extractors(with_open_sampling(overrides))
     for name in ("new_run_dir", "new_sweep_dir"):
         if not OmegaConf.has_resolver(f"genimg.{name}"):  # a command's own resolver creates directories

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 from genimg.config.instantiate import Builder, mounted
+from genimg.errors import ConfigError
 from genimg.evaluation.base import ModelEvaluator
 from genimg.training.evaluation_schedule import EvaluationSchedule, ScheduledEvaluator
+from genimg.training.expected import ExpectedPoint
+from genimg.utils.type_hints import as_written
 
 _SCHEDULE = tuple(field.name for field in dataclasses.fields(EvaluationSchedule))
 
@@ -24,8 +28,32 @@ def build_evaluator(node: Mapping[str, Any], builder: Builder) -> ModelEvaluator
     return evaluator
 
 
-def build_scheduled_evaluator(node: Mapping[str, Any], builder: Builder) -> ScheduledEvaluator | None:
+def build_expected(nodes: Sequence[Any] | None, builder: Builder) -> list[ExpectedPoint]:
+    """Build the published points of the key ``expected``; None, as in checkpoints of before, has none.
+
+    Raises:
+        ConfigError: If a point is invalid.
+    """
+    if not isinstance(nodes, list | tuple | NoneType):  # a checkpoint can hold anything
+        raise ConfigError(f"expected={as_written(nodes)} must be a list of points", key="expected")
+    for number, node in enumerate(nodes or ()):
+        if not isinstance(node, Mapping):
+            key = f"expected[{number}]"
+            raise ConfigError(
+                f"{key}={as_written(node)} must be a mapping with images, metric, value, tolerance and source", key=key
+            )
+    return [builder.settings(ExpectedPoint, node, f"expected[{number}]") for number, node in enumerate(nodes or ())]
+
+
+def build_scheduled_evaluator(
+    node: Mapping[str, Any], builder: Builder, expected: Sequence[ExpectedPoint] = ()
+) -> ScheduledEvaluator | None:
     """Build the evaluator of a resolved group ``evaluation`` with its schedule; return None for ``evaluation=none``.
+
+    Args:
+        node: The group.
+        builder: Builder of its nodes.
+        expected: Published points of the training curve.
 
     Raises:
         ConfigError: If a setting is invalid.
@@ -36,4 +64,4 @@ def build_scheduled_evaluator(node: Mapping[str, Any], builder: Builder) -> Sche
     evaluator = build_evaluator(node, builder)
     assert evaluator is not None
     with mounted("evaluation", EvaluationSchedule), mounted("evaluation", evaluator):
-        return ScheduledEvaluator(evaluator, schedule)
+        return ScheduledEvaluator(evaluator, schedule, expected)

@@ -47,6 +47,7 @@ ALLOWED = (
     "genimg.data.datasets.external",
     "genimg.data.datasets.unpaired",
     "genimg.diffusion",
+    "genimg.evaluation.autoencoder",
     "genimg.evaluation.evaluator",
     "genimg.evaluation.extractors.classifier",
     "genimg.evaluation.extractors.custom",
@@ -357,6 +358,7 @@ def build_model(config: Mapping[str, Any], facts: DataFacts, builder: Builder, t
     arguments = facts.arguments()
     if offers(builder.locate(config["model"]["_target_"], "model"), Translates):
         arguments["task"] = task or build_known_task(config, facts, builder)
+        arguments["channels"] = facts.channels_into(backwards=True)  # of the images that the model makes
     node = dict(config["model"])
     if "penalties" in node:
         node["penalties"] = chosen_nodes(node["penalties"], "penalty", "model.penalties")

@@ -34,12 +34,13 @@ log = logging.getLogger(__name__)
 # schedules that depend on it store their own duration.
 _HARMLESS = (
     "run_dir", "resume", "resume_force", "allow", "debug", "traceback", "print_config", "dry_run", "device",
-    "evaluation", "performance", "logger",
+    "evaluation", "expected", "performance", "logger",
     "data.storage", "data.num_workers", "data.max_corrupt",
     "data.refresh_index",
     "trainer.duration", "trainer.log_interval", "trainer.preview_interval", "trainer.preview_images",
     "trainer.checkpoint_interval", "trainer.keep_last", "trainer.checkpoint_minutes", "trainer.preview_seconds",
     "trainer.usual_duration", "trainer.weights",
+    "model.autoencoder.run",  # its digest is compared
 )  # fmt: skip
 
 
@@ -302,7 +303,7 @@ def _in_short(changes: dict[str, str], old_raw: Node, new_raw: Node) -> str:
 
 
 def _compare(saved: Saved, config: Config, named: instantiate.Named | None) -> None:
-    changes = _differences(saved.state["config"], config)
+    changes = _differences({"init_from": None, **saved.state["config"]}, config)
     found = Decisions.restored(saved.state["decisions"]).accumulation
     if {saved.state["config"]["trainer"]["accumulation"], config["trainer"]["accumulation"]} <= {"auto", found}:
         changes.pop("trainer.accumulation", None)
@@ -329,6 +330,8 @@ def _why_impossible(state: Node, changes: dict[str, str], config: Node, named: i
         return "steps are counted in batches, so trainer.batch_size cannot change within a run"
     if "optimizer._target_" in changes:
         return "another optimizer cannot use the state of this one"
+    if any(key.startswith("model.autoencoder.") for key in changes):
+        return "the autoencoder is part of the checkpoint, and another one would have other latents"
     allowed = (*instantiate.ALLOWED, *map(str, config["allow"] or ()))
     batch_size = config["trainer"]["batch_size"]
     builder = instantiate.Builder(allowed, epoch_size=state["num_images"], batch_size=batch_size, named=named)
@@ -372,7 +375,7 @@ def _on_top_of(state: Node, composition: Composition) -> Node:
     require_plain_references(_without(saved, {*typed, *_OF_THIS_COMMAND}))
     if saved.get("logger") and not composed["logger"]:
         log.warning("the run used a logger, which a checkpoint never starts: to continue with it, add logger=wandb")
-    config = DictConfig(saved)
+    config = DictConfig({"init_from": None, **saved})  # earlier versions had no such option
     for override in composition.typed():
         key = override.key_or_group
         if key not in _OF_THIS_COMMAND:

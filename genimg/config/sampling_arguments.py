@@ -1,7 +1,7 @@
 """Sampling options of a model on the command line, where Hydra does not know their names.
 
-``truncation=0.7`` of genimg-sample stands for ``sampling.truncation=0.7``; the other commands have ``sampling`` or
-``evaluation.sampling``. All are checked once the model is loaded.
+``truncation=0.7`` of genimg-sample stands for ``sampling.truncation=0.7``, and so does ``steps=10`` of genimg-translate; the
+other commands have ``sampling`` or ``evaluation.sampling``. All are checked once the model is loaded.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from collections.abc import Sequence
 from genimg.config.schema import COMMANDS, options_of
 from genimg.config.schema.commands import CHECKPOINT_GROUPS
 
+WITH_MODEL_OPTIONS = ("sample", "translate")
+"""Commands whose unknown options are sampling options of the model."""
 
-def with_sampling_options(arguments: Sequence[str]) -> list[str]:
-    """Move every option that genimg-sample does not have to ``sampling``."""
-    known = {option.name for option in options_of(COMMANDS["sample"])} | {*CHECKPOINT_GROUPS, "hydra"}
+
+def with_sampling_options(arguments: Sequence[str], command: str = "sample") -> list[str]:
+    """Move every option that a command, one of ``WITH_MODEL_OPTIONS``, does not have to ``sampling``."""
+    known = {option.name for option in options_of(COMMANDS[command])} | {*CHECKPOINT_GROUPS, "hydra"}
     keys = [re.match(r"([A-Za-z_]\w*)=", argument) for argument in arguments]
     return [
         f"++sampling.{argument}" if key and key[1] not in known else argument
@@ -24,5 +27,6 @@ def with_sampling_options(arguments: Sequence[str]) -> list[str]:
 
 
 def with_open_sampling(arguments: Sequence[str]) -> list[str]:
-    """Let Hydra add keys below ``sampling`` and ``evaluation.sampling``, whose names it does not know."""
-    return [f"++{argument}" if re.match(r"(evaluation\.)?sampling\.\w+=", argument) else argument for argument in arguments]
+    """Let Hydra add keys to ``sampling``, ``evaluation.sampling`` and ``surface``, whose names it does not know."""
+    known = re.compile(r"((evaluation\.)?sampling|surface)(\.\w+)?=")
+    return [f"++{argument}" if known.match(argument) else argument for argument in arguments]

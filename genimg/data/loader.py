@@ -54,7 +54,8 @@ class ImageLoader:
         horizontal_flip: Whether to mirror a random half of the training samples.
         max_corrupt: Number of undecodable images to skip with a warning before the run stops; None if none may be skipped.
         device: Device of the batches.
-        keys: Keys of the batches: ``image``, and ``label``, ``caption`` and ``noise_key`` if the method needs them.
+        keys: Keys of the batches: ``image``, and ``label``, ``caption``, ``noise_key`` and the dataset's ``latent_key`` if the
+            method needs them. Latents are those of images without augmentation.
         augment: Augmentation of training samples; None for no augmentation.
         task: Task that makes sources and targets from images; None for no task.
 
@@ -94,6 +95,9 @@ class ImageLoader:
                     "horizontal_flip=true mirrors images, and so does the augmentation, with a probability of "
                     f"{augment.horizontal_flip}: switch one of them off"
                 )
+        self._latent_key = source.latent_key if source.latent_key in keys else None
+        if self._latent_key is not None and (horizontal_flip or augment is not None):
+            raise ConfigError("horizontal_flip=true and augmentation change images, so their packed latents cannot be used")
         self.source = source
         self.device = device
         self.horizontal_flip = horizontal_flip
@@ -119,6 +123,8 @@ class ImageLoader:
             self.caption_length = caption_length(texts)
             if self.storage != "workers":
                 self._annotations["caption"] = encode(texts, self.caption_length)
+        if self._latent_key is not None and self.storage != "workers":
+            self._annotations[self._latent_key] = torch.from_numpy(source.latents(np.arange(len(source), dtype=np.int64)))
 
     def batches(self, position: int, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """Yield this rank's share of every batch, without end.
@@ -232,7 +238,7 @@ class ImageLoader:
     def _from_workers(self, order: InfiniteSampler, start: int, share: int, stride: int) -> Iterator[Batch]:
         labels = self._annotations["label"] if "label" in self.keys else None
         loader = DataLoader(
-            _Positions(self.source, order, labels, self.caption_length, self._corruption.allowed),
+            _Positions(self.source, order, labels, self.caption_length, self._corruption.allowed, self._latent_key),
             sampler=_Ranges(start, share, stride),
             batch_size=None,  # the dataset returns whole batches
             num_workers=self.num_workers,
@@ -297,7 +303,8 @@ class UnpairedImageLoader(ImageLoader):
 
 def available_keys(source: ImageDataset) -> tuple[str, ...]:
     """Return the keys that batches of a dataset can have."""
-    return "image", *(["label"] if source.labels is not None else []), *(["caption"] if source.captioned else [])
+    conditions = (["label"] if source.labels is not None else []) + (["caption"] if source.captioned else [])
+    return "image", *conditions, *([source.latent_key] if source.latent_key is not None else [])
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
@@ -310,8 +317,15 @@ class _Positions(Dataset[Any]):
     """Maps the positions of a batch to the batch and the errors of corrupt images."""
 
     def __init__(
-        self, source: ImageDataset, order: InfiniteSampler, labels: Tensor | None, caption_length: int, allowed: int
+        self,
+        source: ImageDataset,
+        order: InfiniteSampler,
+        labels: Tensor | None,
+        caption_length: int,
+        allowed: int,
+        latent_key: str | None,
     ) -> None:
+        self.latent_key = latent_key
         self.source, self.order, self.labels, self.allowed = source, order, labels, allowed
         self.caption_length = caption_length
 
@@ -324,6 +338,8 @@ class _Positions(Dataset[Any]):
             batch["label"] = self.labels[torch.from_numpy(taken)]
         if self.caption_length:
             batch["caption"] = encode(self.source.captions(taken), self.caption_length)
+        if self.latent_key is not None:
+            batch[self.latent_key] = torch.from_numpy(self.source.latents(taken))
         return batch, problems
 
 

@@ -2,9 +2,9 @@
 
 A directory of genimg-prepare contains ``shard-00000.npy``, ``shard-00001.npy``, ... (uint8 [N, C, H, W]); ``checksums.npy``
 (uint32 [N], the CRC-32 of each image's C·H·W bytes); ``labels.npy`` (int64 [N]) and ``captions.jsonl`` (one JSON string
-per line), if there are any; and ``dataset.json``. That file is written last, describes the others, and contains the
-digests of all but the shards' pixels. It also has the SHA-256 of each shard, for ``sha256sum``; genimg does not compare
-it, because that would mean reading all pixels at the start.
+per line), if there are any; latents, if there are any (genimg.data.packed_latents); and ``dataset.json``. That file is written
+last, describes the others, and contains the digests of all but the shards' pixels and the latents. It also has the SHA-256 of
+each shard, for ``sha256sum``; genimg does not compare it, because that would mean reading all pixels at the start.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ from genimg.errors import DataError
 from genimg.utils.json_text import parse_json
 
 FORMAT = 2
+WITH_LATENTS = 3
+"""The format of directories that also hold latents."""
 WITHOUT_CHECKSUMS = 1
 """The older format, which is still supported."""
 
 DESCRIPTION, LABELS, CAPTIONS, CHECKSUMS = "dataset.json", "labels.npy", "captions.jsonl", "checksums.npy"
+LATENT_CHECKSUMS = "latent_checksums.npy"
 
 _SEAL = "sha256"  # the key of the description's own digest
 _SHARD = re.compile(r"shard-\d{5,}\.npy")
@@ -52,6 +55,21 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Latents:
+    """The latents of the images.
+
+    Attributes:
+        shape: Shape (C, h, w) of the latents of an image.
+        sha256: Digest of the weights of the autoencoder that made them.
+        run: Path of its checkpoint, for the record.
+    """
+
+    shape: tuple[int, int, int]
+    sha256: str
+    run: str
+
+
+@dataclass(frozen=True)
 class Description:
     """The content of ``dataset.json``.
 
@@ -64,6 +82,7 @@ class Description:
         source: Origin of the images, as primitives: name, fingerprint, number of images, fit and more.
         genimg_version: Version of genimg that packed the images.
         digests: SHA-256 of the checksums, labels and captions, by file name; empty for ``WITHOUT_CHECKSUMS``.
+        latents: The latents; None if there are none.
     """
 
     num_images: int
@@ -75,6 +94,7 @@ class Description:
     source: dict[str, Any]
     genimg_version: str
     digests: dict[str, str]
+    latents: Latents | None = None
 
     @property
     def has_checksums(self) -> bool:
@@ -83,7 +103,10 @@ class Description:
 
     def write(self, folder: Path) -> None:
         """Write ``dataset.json`` with its own digest."""
-        content = sealed({"format": FORMAT, **asdict(self)})
+        content = asdict(self)
+        if self.latents is None:
+            del content["latents"]
+        content = sealed({"format": FORMAT if self.latents is None else WITH_LATENTS, **content})
         (folder / DESCRIPTION).write_text(json.dumps(content, indent=2) + "\n", encoding="ascii")
 
     @classmethod
@@ -96,7 +119,7 @@ class Description:
         try:
             content = parse_json(path.read_text(encoding="utf-8"))
             version = content.pop("format")
-            if version == FORMAT:
+            if version in (FORMAT, WITH_LATENTS):
                 seal = content.pop(_SEAL)
                 if seal != sealed({"format": version, **content})[_SEAL]:
                     raise ValueError("its content has changed")
@@ -109,8 +132,8 @@ class Description:
                 f"the file {path} is damaged, or was not written by genimg-prepare ({reason}): pack the images again"
             ) from error
         raise DataError(
-            f"the file {path} has format {version}, but this genimg reads formats up to {FORMAT}: pack the images again, or "
-            "use the genimg that packed them"
+            f"the file {path} has format {version}, but this genimg reads formats up to {WITH_LATENTS}: pack the images again, "
+            "or use the genimg that packed them"
         )
 
     @classmethod
@@ -122,6 +145,7 @@ class Description:
                 "shape": (channels, height, width),
                 "class_names": tuple(map(str, content["class_names"])),
                 "shards": tuple(Shard(**shard) for shard in content["shards"]),
+                "latents": _latents(content["latents"]) if "latents" in content else None,
             }
         )
         numbers = [
@@ -139,9 +163,17 @@ class Description:
         if not all(_SHARD.fullmatch(shard.file) and isinstance(shard.sha256, str) for shard in description.shards):
             raise ValueError("a shard has an unexpected name")  # a downloaded description could name a file elsewhere
         present = [CHECKSUMS, *(name for name, flag in zip((LABELS, CAPTIONS), flags, strict=True) if flag)]
+        present += [LATENT_CHECKSUMS] if description.latents is not None else []
         if list(description.digests.keys()) != (present if with_checksums else []):
             raise ValueError("the digests name other files")
         return description
+
+
+def _latents(content: dict[str, Any]) -> Latents:
+    channels, height, width = content["shape"]
+    if any(type(side) is not int or side < 1 for side in (channels, height, width)):
+        raise TypeError("a side of the latents has the wrong type")
+    return Latents((channels, height, width), str(content["sha256"]), str(content["run"]))
 
 
 def sealed(content: dict[str, Any]) -> dict[str, Any]:

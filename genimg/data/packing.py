@@ -21,7 +21,8 @@ from tqdm import tqdm
 import genimg
 from genimg.data.corrupt import none_decodable, too_many
 from genimg.data.datasets.builtin import CorruptImageError, ImageDataset
-from genimg.data.packed_files import CAPTIONS, CHECKSUMS, LABELS, Description, Shard
+from genimg.data.packed_files import CAPTIONS, CHECKSUMS, LABELS, LATENT_CHECKSUMS, Description, Latents, Shard
+from genimg.data.packed_latents import LATENTS, LatentEncoder
 from genimg.utils.environment import num_cores
 from genimg.utils.threads import map_in_order
 
@@ -96,6 +97,27 @@ class _ShardWriter:
         self.shards.append(Shard(self._path().name, self._count, num_bytes, sha256))
 
 
+class _LatentWriter:
+    """Writes the latents of a stream of images into one file."""
+
+    def __init__(self, file: io.BufferedRandom, encoder: LatentEncoder, most: int) -> None:
+        self.file, self.encoder = file, encoder
+        self.checksums: list[int] = []
+        file.write(_header((most, *encoder.shape), "<f2"))
+
+    def write(self, images: NDArray[np.uint8]) -> None:
+        """Encode and append images, uint8 [N, C, H, W]."""
+        if len(images):
+            latents = np.ascontiguousarray(self.encoder.encode(images))
+            self.file.write(latents.data)
+            self.checksums += map(zlib.crc32, latents)
+
+    def finish(self) -> None:
+        """Write the final header, which has the same length."""
+        self.file.seek(0)
+        self.file.write(_header((len(self.checksums), *self.encoder.shape), "<f2"))
+
+
 def pack(
     source: ImageDataset,
     folder: Path,
@@ -104,6 +126,7 @@ def pack(
     num_threads: int | None,
     max_corrupt: int | None,
     provenance: dict[str, Any],
+    encoder: LatentEncoder | None = None,
 ) -> tuple[Description, int]:
     """Write all decodable images, in order; list the others in ``corrupt.txt``.
 
@@ -114,6 +137,7 @@ def pack(
         num_threads: Number of decoding threads; None uses one per core.
         max_corrupt: Number of corrupt images to skip before an error; None skips all.
         provenance: Further information about the origin of the images, as primitives.
+        encoder: Encoder whose latents are written, too; None for none.
 
     Returns:
         The description of the files, and the number of corrupt images.
@@ -125,8 +149,13 @@ def pack(
     per_shard = max(1, shard_size // image_bytes(source))
     # Read first, so that errors in captions appear before hours of decoding.
     captions = source.captions(np.arange(len(source), dtype=np.int64)) if source.captioned else None
-    with _ShardWriter(folder, source.shape, per_shard) as writer:
-        kept, problems = _write_images(source, writer, num_threads or num_cores(), max_corrupt)
+    with _ShardWriter(folder, source.shape, per_shard) as writer, contextlib.ExitStack() as stack:
+        latents = None
+        if encoder is not None:
+            latents = _LatentWriter(stack.enter_context(open(folder / LATENTS, "w+b")), encoder, len(source))
+        kept, problems = _write_images(source, writer, num_threads or num_cores(), max_corrupt, latents)
+        if latents is not None:
+            latents.finish()
     if len(kept) == 0:
         raise none_decodable(source, problems[0])
     digests = {CHECKSUMS: _write(folder / CHECKSUMS, _npy(np.array(writer.checksums, dtype=np.uint32)))}
@@ -135,6 +164,8 @@ def pack(
     if captions is not None:
         lines = (json.dumps(captions[index]) + "\n" for index in kept.tolist())  # null for an image without a caption
         digests[CAPTIONS] = _write(folder / CAPTIONS, "".join(lines).encode("ascii"))
+    if latents is not None:
+        digests[LATENT_CHECKSUMS] = _write(folder / LATENT_CHECKSUMS, _npy(np.array(latents.checksums, dtype=np.uint32)))
     if problems:
         (folder / CORRUPT).write_text("\n".join(problems) + "\n", encoding="utf-8", errors="surrogateescape")
     description = Description(
@@ -147,13 +178,14 @@ def pack(
         source={"name": source.name, "fingerprint": source.fingerprint, "num_images": len(source), **provenance},
         genimg_version=genimg.__version__,
         digests=digests,
+        latents=None if encoder is None else Latents(encoder.shape, encoder.sha256, encoder.run),
     )
     description.write(folder)  # last, because it marks the directory as complete
     return description, len(problems)
 
 
 def _write_images(
-    source: ImageDataset, writer: _ShardWriter, num_threads: int, max_corrupt: int | None
+    source: ImageDataset, writer: _ShardWriter, num_threads: int, max_corrupt: int | None, latents: _LatentWriter | None
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Write all images; return the indices of the written ones and the errors of corrupt ones."""
     kept, problems = [np.empty(0, dtype=np.int64)], []
@@ -166,6 +198,8 @@ def _write_images(
             if max_corrupt is not None and len(problems) > max_corrupt:
                 raise too_many(problems, max_corrupt)
             writer.write(piece.images)
+            if latents is not None:
+                latents.write(piece.images)
             kept.append(piece.indices)
             progress.update(len(piece.indices) + len(piece.problems))
     return np.concatenate(kept), problems
@@ -212,8 +246,8 @@ def _npy(array: NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _header(shape: tuple[int, ...]) -> bytes:
-    """Return the header of an .npy file of uint8 values."""
+def _header(shape: tuple[int, ...], descr: str = "|u1") -> bytes:
+    """Return the header of an .npy file of values of a type, uint8 by default."""
     buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
     return buffer.getvalue()

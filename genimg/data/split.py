@@ -25,7 +25,7 @@ class Subset(ImageDataset):
         self.whole, self._indices = source, indices
         self.name, self.shape, self.class_names = source.name, source.shape, source.class_names
         self.labels = None if source.labels is None else source.labels[indices]
-        self.captioned, self.task = source.captioned, source.task
+        self.captioned, self.task, self.latent_key = source.captioned, source.task, source.latent_key
         self.fingerprint = digest("part", source.fingerprint, indices.tolist())
 
     def __len__(self) -> int:
@@ -49,6 +49,9 @@ class Subset(ImageDataset):
 
     def captions(self, indices: NDArray[np.int64]) -> list[str | None]:
         return self.whole.captions(self._indices[indices])
+
+    def latents(self, indices: NDArray[np.int64]) -> NDArray[np.float16]:
+        return self.whole.latents(self._indices[indices])
 
 
 def without_validation(source: ImageDataset, validation: float) -> ImageDataset:

@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from genimg.diffusion.paths import Path
 from genimg.diffusion.predictions import Prediction, prediction_of, require_fitting_prediction
+
+
+@dataclass(frozen=True)
+class Source:
+    """Input images of a translation, in the forms in which a denoiser and its samplers use them.
+
+    Attributes:
+        appended: Channels that the network sees after those of x_t: [N, S, H, W]; None for none.
+        end: Images at the end of a bridge [N, C, H, W]; None on other paths.
+        known: Images of which some pixels are known [N, C, H, W]; None if the whole image is to be made.
+        missing: Mask of the unknown pixels of ``known``, bool [N, 1, H, W].
+    """
+
+    appended: Tensor | None = None
+    end: Tensor | None = None
+    known: Tensor | None = None
+    missing: Tensor | None = None
+
+    def completed(self, image: Tensor, *, clip: bool) -> Tensor:
+        """Return estimates with the known pixels as they are; on a bridge, of differences from the source.
+
+        Args:
+            image: Estimates [N, C, H, W].
+            clip: Whether to limit images to [-1, 1].
+        """
+        end = 0.0 if self.end is None else self.end
+        image = image + end
+        if clip:
+            image = image.clamp(-1.0, 1.0)
+        if self.known is not None:
+            assert self.missing is not None
+            image = torch.where(self.missing, image, self.known)
+        return image - end
 
 
 class Denoiser(nn.Module):
@@ -32,26 +67,40 @@ class Denoiser(nn.Module):
         self.register_buffer("sigma_data", torch.tensor(sigma_data))
 
     def forward(
-        self, noisy: Tensor, time: Tensor, condition: Tensor, keep: Tensor | None = None, augment: Tensor | None = None
+        self,
+        noisy: Tensor,
+        time: Tensor,
+        condition: Tensor,
+        keep: Tensor | None = None,
+        source: Source | None = None,
+        augment: Tensor | None = None,
     ) -> Tensor:
         """Return the network's output, float32 [N, C, H, W].
 
         Args:
-            noisy: x_t, float32 [N, C, H, W].
+            noisy: x_t, float32 [N, C, H, W]; on a bridge, its difference from the source.
             time: Times [N].
             condition: Raw conditions of the network [N, ...].
             keep: 0 where the condition is to be ignored [N]; None for nowhere.
+            source: The source; None for a model without one.
             augment: Labels of the images' augmentation [N, L], for a network with such labels; None for no augmentation.
         """
-        inputs = self._prediction.input_scale(*self._factors(time)) * noisy
+        if source is not None and source.end is not None:
+            inputs = noisy + source.end
+        else:
+            inputs = self._prediction.input_scale(*self._factors(time)) * noisy
+        if source is not None and source.appended is not None:
+            inputs = torch.cat([inputs, source.appended], dim=1)
         labels = () if augment is None else (augment,)
         output: Tensor = self.network(inputs, self.path.embedded(time), condition, keep, *labels)
         return output.float()
 
-    def estimate(self, noisy: Tensor, time: Tensor, condition: Tensor, keep: Tensor | None = None) -> Tensor:
+    def estimate(
+        self, noisy: Tensor, time: Tensor, condition: Tensor, keep: Tensor | None = None, source: Source | None = None
+    ) -> Tensor:
         """Return the expected images [N, C, H, W] of which x_t consists; see ``forward``."""
         scale, sigma = self._factors(time)
-        prediction, output = self._prediction, self(noisy, time, condition, keep)
+        prediction, output = self._prediction, self(noisy, time, condition, keep, source)
         return prediction.skip(scale, sigma) * noisy + prediction.factor(scale, sigma) * output
 
     def mixed(self, image: Tensor, noise: Tensor, time: Tensor) -> Tensor:
@@ -69,7 +118,7 @@ class Denoiser(nn.Module):
 
     @property
     def _prediction(self) -> Prediction:
-        return prediction_of(self.prediction, self.sigma_data)
+        return prediction_of(self.prediction, self.sigma_data, self.path)
 
     def _factors(self, time: Tensor) -> tuple[Tensor, Tensor]:
         """Return scale and sigma at times [N], each [N, 1, 1, 1]."""

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+_NUM_COMPARED = 32  # times at which two paths are compared
+
 
 class Path(nn.Module, ABC):
     """A path from data to noise.
@@ -22,11 +24,15 @@ class Path(nn.Module, ABC):
         end: Time of the most noise, at which sampling starts.
         spacings: Kinds of ``grid``, the default first.
         ends_in_noise: Whether nothing of the image is left at the end.
+        time_is_sigma: Whether the scale is 1 and the time is sigma.
+        num_levels: Number of noise levels; None if the time is continuous.
     """
 
     end: float
     spacings: ClassVar[tuple[str, ...]]
     ends_in_noise: ClassVar[bool] = False
+    time_is_sigma: ClassVar[bool] = False
+    num_levels: int | None = None
 
     @abstractmethod
     def scale(self, time: Tensor) -> Tensor:
@@ -75,6 +81,13 @@ class Path(nn.Module, ABC):
         Their ln(sigma / scale) are equally spaced as far as possible. Next to the first, an image has hardly any noise.
         """
 
+    def has_times_of(self, other: Path) -> bool:
+        """Return whether the times of another path mean the same scale and sigma on this one."""
+        if type(self) is not type(other) or self.num_levels != other.num_levels:
+            return False
+        times = other.ascent(_NUM_COMPARED)
+        return all(torch.allclose(f(times), g(times)) for f, g in ((self.scale, other.scale), (self.sigma, other.sigma)))
+
     def coordinate(self, time: Tensor) -> Tensor:
         """Return the coordinate of ``time`` in which ``x_t / stretch`` is a straight line: sigma / scale."""
         return self.sigma(time) / self.scale(time)
@@ -119,7 +132,7 @@ class VariancePreserving(Path):
             betas = np.minimum(1.0 - bars[1:] / bars[:-1], 0.999)
         else:
             raise ValueError(f"schedule={schedule} is unknown: choose linear or cosine")
-        self.end = float(num_times)
+        self.num_levels, self.end = num_times, float(num_times)
         products = np.concatenate([[1.0], np.cumprod(1.0 - betas)])  # alpha bar in the paper, from t = 0
         self.scales: Tensor
         self.sigmas: Tensor
@@ -168,6 +181,7 @@ class VarianceExploding(Path):
     """
 
     spacings = ("power",)
+    time_is_sigma = True
 
     def __init__(self, *, sigma_min: float, sigma_max: float, rho: float) -> None:
         super().__init__()

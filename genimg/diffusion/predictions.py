@@ -1,6 +1,7 @@
 """What a network predicts, as an affine function of its output: image = skip * x_t + factor * output.
 
-Every kind is written for a path with any scale and sigma; sigma_data is the standard deviation of the data.
+Every kind is written for a path with any scale and sigma; sigma_data is the standard deviation of the data. On a bridge, image
+and x_t stand for their differences from the source (see ``bridges``).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from genimg.diffusion.bridges import Bridge
 from genimg.diffusion.paths import Path
 
 
@@ -115,12 +117,52 @@ class EDM(Prediction):
         return self._variance(scale, sigma).rsqrt()
 
 
+class Difference(Prediction):
+    """On a bridge, x_t - x: Li et al. 2023 (BBDM), equation 13."""
+
+    def skip(self, scale: Tensor, sigma: Tensor) -> Tensor:
+        return 0.0 * scale + 1.0
+
+    def factor(self, scale: Tensor, sigma: Tensor) -> Tensor:
+        return 0.0 * scale - 1.0
+
+    def target(self, image: Tensor, noise: Tensor, scale: Tensor, sigma: Tensor) -> Tensor:
+        return (scale - 1.0) * image + sigma * noise
+
+
+class I2SB(Prediction):
+    """On a bridge, (x_t - x) / a, where a^2 is the variance of the Brownian motion until then: Liu et al. 2023, equation 12.
+
+    Args:
+        variance: Variance of the whole Brownian motion.
+    """
+
+    def __init__(self, variance: float) -> None:
+        self.variance = variance
+
+    def skip(self, scale: Tensor, sigma: Tensor) -> Tensor:
+        return 0.0 * scale + 1.0
+
+    def factor(self, scale: Tensor, sigma: Tensor) -> Tensor:
+        return -(self.variance * (1.0 - scale)).sqrt()
+
+    def target(self, image: Tensor, noise: Tensor, scale: Tensor, sigma: Tensor) -> Tensor:
+        # With sigma^2 = a^2 scale, because it is 0 / 0 next to the image.
+        return scale.sqrt() * noise - ((1.0 - scale) / self.variance).sqrt() * image
+
+
 PREDICTIONS = ("noise", "data", "v", "velocity", "edm")
+ON_BRIDGES = ("data", "difference", "i2sb")
 
 
-def prediction_of(kind: str, sigma_data: Tensor) -> Prediction:
-    """Return the prediction of a kind in ``PREDICTIONS``."""
-    known: dict[str, Callable[[], Prediction]] = {"noise": Noise, "data": Data, "v": V, "velocity": Velocity}
+def prediction_of(kind: str, sigma_data: Tensor, path: Path | None = None) -> Prediction:
+    """Return the prediction of a kind in ``PREDICTIONS`` or ``ON_BRIDGES``; i2sb needs the bridge."""
+    known: dict[str, Callable[[], Prediction]] = {
+        "noise": Noise, "data": Data, "v": V, "velocity": Velocity, "difference": Difference
+    }  # fmt: skip
+    if kind == "i2sb":
+        assert isinstance(path, Bridge)
+        return I2SB(path.variance)
     return known[kind]() if kind in known else EDM(sigma_data)
 
 
@@ -130,7 +172,12 @@ def require_fitting_prediction(kind: str, path: Path) -> None:
     Raises:
         ValueError: If it does not.
     """
+    if isinstance(path, Bridge):
+        if kind not in ON_BRIDGES:
+            raise ValueError(f"prediction={kind} is not for a bridge: choose one of {', '.join(ON_BRIDGES)}")
+        return
     if kind not in PREDICTIONS:
-        raise ValueError(f"prediction={kind} is unknown: choose one of {', '.join(PREDICTIONS)}")
+        only = "is only for a bridge" if kind in ON_BRIDGES else "is unknown"
+        raise ValueError(f"prediction={kind} {only}: choose one of {', '.join(PREDICTIONS)}")
     if kind == "noise" and path.ends_in_noise:
         raise ValueError("prediction=noise does not determine the image where a path ends in pure noise: choose velocity")

@@ -172,6 +172,10 @@ class Evaluator(ModelEvaluator):
                 check_held_out(each.metrics, source, source.validation, self.num_real, prefix=prefix)
             self.check_reconstructions(method, source.shape)
 
+    def choose_sampling(self, given: Mapping[str, Any]) -> None:
+        """Replace values of ``sampling``, also by values that a config cannot hold, such as another model."""
+        self.sampling |= given
+
     def check_num_images(self, count: int) -> None:
         for prefix, each in self._measured.items():
             check_counts(each.metrics, generated=count, prefix=prefix)
@@ -212,6 +216,7 @@ class Evaluator(ModelEvaluator):
         num_images: int | None = None,
         *,
         weights: str = "raw",
+        sampling: Mapping[str, Any] | None = None,
     ) -> GeneratedImages:
         """Return the generated images that are evaluated.
 
@@ -221,6 +226,7 @@ class Evaluator(ModelEvaluator):
             class_names: Class names of the training data.
             num_images: Number of images; None uses the evaluator's setting.
             weights: Name of these weights, for the provenance.
+            sampling: Sampling options by name; None uses the evaluator's setting.
         """
         return GeneratedImages(
             method,
@@ -229,7 +235,7 @@ class Evaluator(ModelEvaluator):
             device=device,
             class_names=class_names,
             weights=weights,
-            options=sampling_options(method, self.sampling),
+            options=sampling_options(method, self.sampling if sampling is None else sampling),
         )
 
     def with_input_metrics(

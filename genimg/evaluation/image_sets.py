@@ -224,13 +224,15 @@ class ComputedImages(ImageSet):
         data: Loader of the dataset.
         chosen: Indices of the images to use.
         seed: Seed of the random numbers of the dataset's task.
-        make: Function from a batch to float images [N, C, H, W] in [-1, 1].
+        make: Function from a batch and the indices of its images to float images [N, C, H, W] in [-1, 1].
 
     Attributes:
         of: Fingerprint of the dataset.
     """
 
-    def __init__(self, data: ImageLoader, chosen: NDArray[np.int64], seed: int, make: Callable[[Batch], Tensor]) -> None:
+    def __init__(
+        self, data: ImageLoader, chosen: NDArray[np.int64], seed: int, make: Callable[[Batch, NDArray[np.int64]], Tensor]
+    ) -> None:
         self.name, self.of = data.source.name, data.source.fingerprint
         self._data, self._chosen, self._seed, self._make = data, chosen, seed, make
 
@@ -239,7 +241,8 @@ class ComputedImages(ImageSet):
 
     def images(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
         with steady(self._seed, int(indices[0])):
-            return to_uint8(self._make(self._data.examples(self._chosen[indices], self._seed))), None
+            chosen = self._chosen[indices]
+            return to_uint8(self._make(self._data.examples(chosen, self._seed), chosen)), None
 
     def describe(self) -> dict[str, Any]:
         return {"source": self.name}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import combinations
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.datasets.unpaired import UnpairedDataset
 from genimg.data.loader import ImageLoader
 from genimg.data.subsets import subset_of
+from genimg.errors import ConfigError
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.image_metrics import LPIPS, check_lpips, l1
 from genimg.evaluation.image_sets import ComputedImages, FiniteCheck
@@ -23,20 +26,30 @@ from genimg.evaluation.names import full_name
 from genimg.evaluation.translation_base import Observer, TranslationEvaluator
 from genimg.evaluation.translation_metrics import similarities
 from genimg.methods.base import Method
-from genimg.methods.capabilities import Translates
+from genimg.methods.capabilities import Translates, TranslatesRandomly
+from genimg.methods.sampling_options import described, sampling_options, translation_keys
 from genimg.types import Batch
-from genimg.utils.images import to_uint8
+from genimg.utils.distributed import world_size
+from genimg.utils.images import to_float, to_uint8
+from genimg.utils.numbers import require_least
 
 log = logging.getLogger(__name__)
+
+_KEPT_BYTES = 2**28  # of random translations that are kept for distances of their features
 
 
 class PairedEvaluator(TranslationEvaluator):
     """Measure translations against their targets: PSNR, SSIM, L1, MS-SSIM if images are large enough, and LPIPS if given.
 
-    Inpainting is also measured in the holes alone, and super-resolution on the luma without borders; see ``similarities``.
+    Inpainting is also measured in the holes alone, and super-resolution on the luma without borders; see ``similarities``. If
+    translations are random, these metrics are of one translation of each image, and ``diversity_l1`` is the mean absolute
+    difference of two translations of an image, in [0, 1]; ``diversity_l1_hole`` is that of the missing pixels alone.
 
     Args:
         lpips: LPIPS distance with local weights; None omits it. See TranslationEvaluator for the other arguments.
+        sampling: Sampling options of a model whose translations are random, by name, which replace its defaults.
+        num_samples: Number of translations of an image for the diversity; 1 omits it.
+        diversity_images: Maximum number of images for the diversity.
     """
 
     choices = ("psnr", "ssim", "ms_ssim", "l1", "lpips", "kd", "fd")
@@ -52,46 +65,102 @@ class PairedEvaluator(TranslationEvaluator):
         extractor: Extractor | None,
         best_by: str | None,
         lpips: LPIPS | None,
+        sampling: Mapping[str, Any] = MappingProxyType({}),
+        num_samples: int = 1,
+        diversity_images: int = 100,
     ) -> None:
         super().__init__(num_images=num_images, batch_size=batch_size, seed=seed, extractor=extractor, best_by=best_by)
         if best_by == "lpips" and lpips is None:
             raise ValueError("best_by=lpips needs the weights of lpips: give them, or choose another best_by")
+        require_least(1, num_samples=num_samples, diversity_images=diversity_images)
         self.lpips = lpips
+        self.sampling = dict(sampling)
+        self.num_samples, self.diversity_images = num_samples, diversity_images
+        self._made: dict[int, Tensor] = {}  # random translations as uint8 images, by index, which are slow to make again
 
     def check(self, method: Method, source: ImageDataset | None = None) -> None:
         super().check(method, source)
+        if isinstance(method, TranslatesRandomly):
+            try:
+                method.check_options(sampling_options(method, self.sampling))
+            except ConfigError as error:
+                raise error.mounted("sampling", vars(method.sampling_options)) from error
+        elif self.sampling:
+            raise ConfigError(
+                f"sampling={self.sampling} has no effect, because translations of a {type(method).__name__} are not random: "
+                "remove it",
+                key="sampling",
+            )
         if self.lpips is not None and source is not None:
             check_lpips(self.lpips, (1, *source.shape[1:]))
 
+    def translated(self, method: Translates, source: Tensor, indices: NDArray[np.int64], number: int = 0) -> Tensor:
+        if not isinstance(method, TranslatesRandomly):
+            return method.translate(source)
+        keys = translation_keys(self.seed, indices, number).to(source.device)
+        return method.translate_randomly(source, keys, sampling_options(method, self.sampling))
+
     def _weights(self) -> dict[str, Any]:
         return {} if self.lpips is None else {"lpips": self.lpips.describe()}
+
+    def _provenance(self, method: Translates, data: ImageLoader, count: int, weights: str) -> dict[str, Any]:
+        found = super()._provenance(method, data, count, weights)
+        if not isinstance(method, TranslatesRandomly):
+            return found
+        diversity = {"num_samples": self.num_samples, "diversity_images": self.diversity_images}
+        return found | {"sampling": described(sampling_options(method, self.sampling)) | diversity}
 
     def _pixels(
         self, method: Translates, data: ImageLoader, count: int, should_stop: Callable[[], bool], observe: Observer
     ) -> dict[str, float]:
         chosen = subset_of(data.source, count)
-        return self._means(method, data, chosen, partial(self._similarities, method), should_stop, observe)
+        self._made = {}
+        found = self._means(method, data, chosen, partial(self._similarities, method), should_stop, observe)
+        if isinstance(method, TranslatesRandomly) and self.num_samples > 1:
+            some = subset_of(data.source, min(count, max(self.diversity_images, world_size())))
+            found |= self._means(method, data, some, partial(self._diversity, method), should_stop, lambda batch, values: None)
+        return found
 
     def _similarities(
         self, method: Translates, batch: Batch, finite: FiniteCheck, indices: NDArray[np.int64]
     ) -> dict[str, Tensor]:
         source = batch["source"]
-        output = method.translate(source)
+        output = self.translated(method, source, indices)
         finite.add(output, indices)
         image, reference = (to_uint8(method.task.result(each, source)) for each in (output, batch["target"]))
+        if isinstance(method, TranslatesRandomly) and len(self._made) * image[0].numel() < _KEPT_BYTES:
+            self._made |= dict(zip(indices.tolist(), image.cpu(), strict=True))
         found = similarities(reference, image, method.task, source)
         if self.lpips is not None:
             found["lpips"] = self.lpips.to(image.device)(reference, image)
         return found
 
+    def _diversity(
+        self, method: Translates, batch: Batch, finite: FiniteCheck, indices: NDArray[np.int64]
+    ) -> dict[str, Tensor]:
+        """Return the mean distances [N] of two translations of an image, over all pairs of ``num_samples``."""
+        source, task = batch["source"], method.task
+        outputs = (self.translated(method, source, indices, number) for number in range(self.num_samples))
+        pairs = list(combinations([to_uint8(task.result(each, source)) for each in outputs], 2))
+        found = {"diversity_l1": [l1(*pair) for pair in pairs]}
+        if (missing := task.missing(source)) is not None:
+            found["diversity_l1_hole"] = [l1(*pair, missing) for pair in pairs]
+        if self.lpips is not None:
+            found["diversity_lpips"] = [self.lpips.to(source.device)(*pair) for pair in pairs]
+        return {name: torch.stack(values).mean(dim=0) for name, values in found.items()}
+
     def _sets(self, method: Translates, data: ImageLoader, count: int) -> dict[str, tuple[ComputedImages, ComputedImages]]:
         task, chosen = method.task, subset_of(data.source, count)
+        made, self._made = self._made, {}
 
-        def targets(batch: Batch) -> Tensor:
+        def targets(batch: Batch, indices: NDArray[np.int64]) -> Tensor:
             return task.result(batch["target"], batch["source"])
 
-        def translations(batch: Batch) -> Tensor:
-            return task.result(method.translate(batch["source"]), batch["source"])
+        def translations(batch: Batch, indices: NDArray[np.int64]) -> Tensor:
+            source = batch["source"]
+            if all(index in made for index in indices.tolist()):
+                return to_float(torch.stack([made[index] for index in indices.tolist()])).to(source.device)
+            return task.result(self.translated(method, source, indices), source)
 
         return {
             "": (
@@ -157,10 +226,12 @@ class UnpairedEvaluator(TranslationEvaluator):
         for direction in method.directions:
             source, target = direction.split("2")
 
-            def translations(batch: Batch, direction: str = direction, source: str = source) -> Tensor:
+            def translations(
+                batch: Batch, indices: NDArray[np.int64], direction: str = direction, source: str = source
+            ) -> Tensor:
                 return method.translate(batch[source], direction)
 
-            def targets(batch: Batch, target: str = target) -> Tensor:
+            def targets(batch: Batch, indices: NDArray[np.int64], target: str = target) -> Tensor:
                 return batch[target]
 
             sets[f"_{direction}"] = (

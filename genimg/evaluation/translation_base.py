@@ -154,6 +154,17 @@ class TranslationEvaluator(HeldOutEvaluator):
         """Seed of the task's random numbers, independent of those in training."""
         return seed_of(self.seed, Stream.TRANSLATION)
 
+    def translated(self, method: Translates, source: Tensor, indices: NDArray[np.int64], number: int = 0) -> Tensor:
+        """Return translations [N, T, H, W] of sources in the default direction, as the evaluation measures them.
+
+        Args:
+            method: The model.
+            source: Sources [N, S, H, W].
+            indices: Indices of the sources' images, which determine random translations.
+            number: Which of the random translations of each image to return.
+        """
+        return method.translate(source)
+
     @abstractmethod
     def _pixels(
         self, method: Translates, data: ImageLoader, count: int, should_stop: Callable[[], bool], observe: Observer

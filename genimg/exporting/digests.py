@@ -6,8 +6,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
+
+from genimg.utils.digests import add_tensors
 
 DIGEST = "content_sha256"
 """Metadata key of the digest."""
@@ -23,7 +24,5 @@ def content_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -
     found = hashlib.sha256()
     texts = {key: value for key, value in metadata.items() if key != DIGEST}
     found.update(json.dumps(texts, sort_keys=True).encode("ascii") + b"\n")
-    for name, tensor in sorted(tensors.items()):
-        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode("ascii") + b"\n")
-        found.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    add_tensors(found, tensors)
     return found.hexdigest()

@@ -250,9 +250,9 @@ def cell(picture: Tensor) -> Tensor:
     return to_uint8(colours.expand(1, 3, -1, -1))[0]
 
 
-def side_by_side(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return a grid of pairs side by side, each picture centred in a cell of the largest size: uint8 [3, H, W]."""
-    pictures = [picture for pair in pairs for picture in pair]
+def side_by_side(rows: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Return a grid of rows or pairs of pictures, each centred in a cell of the largest size: uint8 [3, H, W]."""
+    pictures = [picture for row in rows for picture in row]
     height, width = (max(picture.shape[axis] for picture in pictures) for axis in (1, 2))
     cells = torch.full((len(pictures), 3, height, width), 255, dtype=torch.uint8)
     for place, picture in zip(cells, pictures, strict=True):

@@ -90,6 +90,7 @@ def write_loops(sampler: Sampler, conditions: Sequence[Condition], folder: Path,
             require_own_file(file, f"output={folder}")
     for condition in conditions:
         _write_loop(sampler, condition, places[condition.name], loop, command)
+    sampler.log_cost()
 
 
 def _files(path: Path) -> tuple[Path, Path]:

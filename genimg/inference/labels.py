@@ -13,7 +13,7 @@ _POSITION = re.compile(r"index:(\d+)")
 _MAX_NAMES = 10  # class names shown in a message
 
 
-def find_label(value: object, num_classes: int, class_names: Sequence[str]) -> int:
+def find_label(value: object, num_classes: int, class_names: Sequence[str], option: str = "label") -> int:
     """Return the label of the class that ``value`` refers to.
 
     Names have priority over positions, because the names of classes may be numbers. With the folders 1, 2 and 3, label=1 is
@@ -29,6 +29,7 @@ def find_label(value: object, num_classes: int, class_names: Sequence[str]) -> i
         value: Value parsed by Hydra.
         num_classes: Number of classes, at least 1.
         class_names: Class names by label; empty if unknown.
+        option: Name of the option, for messages.
 
     Raises:
         ConfigError: If no class or more than one matches.
@@ -39,7 +40,7 @@ def find_label(value: object, num_classes: int, class_names: Sequence[str]) -> i
     if position := _POSITION.fullmatch(text):
         if int(position[1]) < num_classes:
             return int(position[1])
-        raise ConfigError(f"label={value}: positions are index:0 to index:{num_classes - 1}")
+        raise ConfigError(f"{option}={value}: positions are index:0 to index:{num_classes - 1}")
     parts = [_NUMBERED.fullmatch(name) for name in class_names]
     numbers = [None if found is None else int(found[1]) for found in parts]
     number = int(text) if re.fullmatch(r"\d+", text) else None
@@ -53,22 +54,22 @@ def find_label(value: object, num_classes: int, class_names: Sequence[str]) -> i
     if len(meant) > 1:
         names = " or ".join(repr(class_names[label]) for label in meant)
         raise ConfigError(
-            f"label={value} could be {names}: give one of these names in full, in quotes, or a position, such as "
-            f"label=index:{meant[0]}"
+            f"{option}={value} could be {names}: give one of these names in full, in quotes, or a position, such as "
+            f"{option}=index:{meant[0]}"
         )
     own_numbers = any(own is not None and own != label for label, own in enumerate(numbers))
     if type(value) is int and 0 <= value < num_classes and not own_numbers:
         return value
-    raise ConfigError(_no_class(value, num_classes, class_names, own_numbers=own_numbers))
+    raise ConfigError(_no_class(value, num_classes, class_names, option, own_numbers=own_numbers))
 
 
-def _no_class(value: object, num_classes: int, class_names: Sequence[str], *, own_numbers: bool) -> str:
+def _no_class(value: object, num_classes: int, class_names: Sequence[str], option: str, *, own_numbers: bool) -> str:
     close = nearest(value, class_names) if isinstance(value, str) else ""
-    begin = f"label={value} is not a class of this model{close}: give "
+    begin = f"{option}={value} is not a class of this model{close}: give "
     if own_numbers:
         return (
             f"{begin}a name: {_shortened(class_names)}; the numbers in the names differ from the positions, so write a "
-            f"position from 0 to {num_classes - 1} as label=index:N"
+            f"position from 0 to {num_classes - 1} as {option}=index:N"
         )
     known = f" or a name: {_shortened(class_names)}" if class_names else ""
     is_name = isinstance(value, str)

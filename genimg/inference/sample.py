@@ -5,20 +5,31 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from genimg.inference.checks import require_finite
-from genimg.methods.capabilities import Generates, SamplesNearby
-from genimg.methods.sampling_options import described
+from genimg.methods.capabilities import Generates, SamplesNearby, SamplingOptions
 from genimg.types import Batch
 from genimg.utils.progress import showing_steps
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class Cost:
+    """The images that a sampler has made so far, and the time that they took.
+
+    Attributes:
+        num_images: Number of images.
+        seconds: Time of the model.
+    """
+
+    num_images: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -33,15 +44,17 @@ class Sampler:
         options: Sampling options, of the same class as the model's ``sampling_options``; None uses the latter.
         near: Image [1, C, H, W] in [-1, 1] around which to sample; None to sample the prior.
         spread: Spread around ``near``, in standard deviations of the prior.
+        cost: The images made so far.
     """
 
     method: Generates
     device: torch.device
     seed: int
     batch_size: int
-    options: Any = None
+    options: SamplingOptions | None = None
     near: Tensor | None = None
     spread: float = 0.0
+    cost: Cost = field(default_factory=Cost)
 
     def draw(self, indices: range) -> Batch:
         """Draw the random inputs of samples."""
@@ -56,31 +69,36 @@ class Sampler:
         if self.options is not None:
             self.method.check_options(self.options)
 
-    def make(self, drawn: Batch) -> Tensor:
-        """Return the images [N, C, H, W] in [-1, 1] of a drawn batch, on the CPU.
+    def make_all(self, count: int, draw: Callable[[range], Batch], what: str) -> Iterator[tuple[range, Batch, Tensor]]:
+        """Yield the positions, drawn inputs and images of each batch; with an image ``near``, all need the same condition.
+
+        Images are [N, C, H, W] in [-1, 1], on the CPU.
 
         Raises:
             CheckpointError: If the model returns NaN or infinite values.
         """
-        moved = {key: value.to(self.device) for key, value in drawn.items()}
-        with showing_steps():
-            if self.near is not None:
-                assert isinstance(self.method, SamplesNearby)
-                moved = self.method.perturb(self.near.to(self.device), moved, self.spread)
-            return require_finite(self.method.sample(moved, self.options).float().cpu())
-
-    def make_all(self, count: int, draw: Callable[[range], Batch], what: str) -> Iterator[tuple[range, Batch, Tensor]]:
-        """Yield the positions, drawn inputs and images of each batch."""
         bar = tqdm(total=count, desc=what, unit="image", disable=None)
-        seconds = 0.0
+        located: Batch | None = None
         for start in range(0, count, self.batch_size):
             positions = range(start, min(start + self.batch_size, count))
             drawn = draw(positions)
             before = time.perf_counter()
-            images = self.make(drawn)
-            seconds += time.perf_counter() - before
+            with showing_steps():
+                moved = {key: value.to(self.device) for key, value in drawn.items()}
+                if self.near is not None:
+                    assert isinstance(self.method, SamplesNearby)
+                    if located is None:
+                        located = self.method.locate(self.near.to(self.device), moved)
+                    moved = self.method.perturb(located, moved, self.spread)
+                images = require_finite(self.method.sample(moved, self.options).float().cpu())
+            self.cost.seconds += time.perf_counter() - before
+            self.cost.num_images += len(positions)
             bar.update(len(positions))
             yield positions, drawn, images
         bar.close()
-        if (evaluations := described(self.options or self.method.sampling_options).get("num_evaluations")) is not None:
-            log.info("%d network evaluations and %.3g s per image", evaluations, seconds / max(count, 1))
+
+    def log_cost(self) -> None:
+        """Log the number of network evaluations and the time per image, for a model whose options determine the number."""
+        evaluations = (self.options or self.method.sampling_options).num_evaluations
+        if evaluations is not None and self.cost.num_images:
+            log.info("%d network evaluations and %.3g s per image", evaluations, self.cost.seconds / self.cost.num_images)

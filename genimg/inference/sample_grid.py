@@ -51,6 +51,7 @@ def write_samples(sampler: Sampler, conditions: Sequence[Condition], sink: Sink,
                 if indices.start < _MAX_SHOWN:
                     kept.append(images)
             shown.append(torch.cat(kept)[: _MAX_SHOWN if len(conditions) == 1 else _MAX_COLUMNS])
+    sampler.log_cost()
     log.info("%d images: %s", num_images * len(conditions), relative(sink.path))
     num_classes = sampler.method.num_classes if isinstance(sampler.method, TakesConditions) else 0
     if num_classes and not conditions[0].row:

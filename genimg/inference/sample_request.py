@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from genimg.inference.sample import Sampler
 from genimg.inference.sample_files import Archive, PngFolder
 from genimg.inference.sample_grid import write_samples
 from genimg.methods.capabilities import Generates, Reconstructs, TakesConditions
-from genimg.methods.sampling_options import has_steps, sampling_options
+from genimg.methods.sampling_options import Lookup, has_steps, looked_up, sampling_options
 from genimg.utils.numbers import require_least
 from genimg.utils.outputs import Record
 from genimg.utils.paths import expanded
@@ -123,7 +124,7 @@ class SampleRequest:
             return "-".join(part for part in ("reconstructions", Path(self.reconstruct).stem, conditions[0].name) if part)
         several = "-".join(condition.name for condition in conditions)[:80] if self.label is not None else "texts"
         parts = [f"samples-seed{self.seed}", conditions[0].name if len(conditions) == 1 else several]
-        parts += [f"{key}{value:g}" if type(value) in (int, float) else f"{key}-{as_written(value)}"
+        parts += [f"{key}{value:g}" if type(value) in (int, float) else f"{key}-{_as_name(as_written(value))}"
                   for key, value in self.sampling.items()]  # fmt: skip
         parts += [f"near-{Path(self.near).stem}-{self.spread_or_default:g}"] if self.near is not None else []
         parts += [f"weights-{self.weights}"] if self.weights is not None else []
@@ -173,6 +174,7 @@ def plan(
     facts: DataFacts,
     data: Mapping[str, Any],
     class_names: Sequence[str],
+    lookup: Lookup,
     run_dir: Path,
     other_options: Collection[str],
 ) -> Callable[[Record], None]:
@@ -186,6 +188,7 @@ def plan(
         facts: Facts about the training images.
         data: The ``data`` group of the checkpoint's config, with optional ``fit`` and ``range``.
         class_names: Class names by label; empty if the checkpoint does not have them.
+        lookup: How to find the models and classes that sampling options name.
         run_dir: Directory of the run, for the default output.
         other_options: Names of options that are not the model's, to suggest for a misspelt one.
 
@@ -197,7 +200,7 @@ def plan(
         DataError: If the image of ``near`` cannot be read.
     """
     if isinstance(method, Generates):
-        chosen = sampling_options(method, request.sampling, other_options)
+        chosen = sampling_options(method, looked_up(method, request.sampling, lookup), other_options)
         method.before_sampling()
     conditions = find_conditions(method, class_names, label=request.label, text=request.text)
     output = request.output_path(conditions, run_dir)
@@ -230,6 +233,11 @@ def plan(
         write_samples(sampler, conditions, sink, request.num_images, record["made_by"])
 
     return write
+
+
+def _as_name(value: str) -> str:
+    """Return text, such as a caption or a path, without characters that are special in file names."""
+    return re.sub(r"[^\w.+-]+", "-", value).strip("-")[-80:]
 
 
 def _autoencoder(method: Generates | Reconstructs, given: str) -> Reconstructs:

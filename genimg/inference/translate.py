@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -15,10 +17,12 @@ from genimg.data.tasks.base import Task
 from genimg.errors import CheckpointError, ConfigError, UserError
 from genimg.inference.checks import require_finite
 from genimg.inference.tiling import check_tiles, in_tiles, num_tiles, padded
-from genimg.methods.capabilities import Translates
+from genimg.methods.capabilities import Translates, TranslatesRandomly
+from genimg.methods.sampling_options import sampling_options, translation_keys, with_one_step
 from genimg.types import height_width
 from genimg.utils.images import to_float, to_uint8
 from genimg.utils.rng import steady
+from genimg.utils.words import nearest
 
 _FULL = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory")
 
@@ -38,9 +42,11 @@ class ImageTranslator:
         tile: Side in pixels of the tiles that larger images are cut into; None for no tiles.
         overlap: Overlap of the tiles in pixels; see ``in_tiles``.
         batch_size: Number of tiles in a batch.
-        seed: Seed of dropout in training mode.
+        seed: Seed of dropout in training mode, and of random translations.
         least: Shortest side in pixels that the network supports.
         channels: Number of channels of images, before the task derives sources from them.
+        num_samples: Number of translations of each image, 1 unless they are random.
+        options: Sampling options of random translations; None for a model without them.
     """
 
     method: Translates
@@ -52,6 +58,8 @@ class ImageTranslator:
     seed: int
     least: int
     channels: int
+    num_samples: int = 1
+    options: Any = None
 
     @classmethod
     def of(
@@ -65,6 +73,9 @@ class ImageTranslator:
         overlap: int,
         batch_size: int,
         seed: int,
+        num_samples: int = 1,
+        sampling: Mapping[str, Any] = MappingProxyType({}),
+        other_options: Sequence[str] = (),
     ) -> ImageTranslator:
         """Build a translator, and find the sizes and channels that the model supports.
 
@@ -73,25 +84,29 @@ class ImageTranslator:
             facts: Facts about the training data.
             device: Device of the model.
             direction: Direction from ``chosen_direction``.
-            tile, overlap, batch_size, seed: See the attributes.
+            tile, overlap, batch_size, seed, num_samples: See the attributes.
+            sampling: Sampling options of the model by name, which replace its defaults.
+            other_options: Names of the caller's options, to suggest for a misspelt sampling option.
 
         Raises:
-            ConfigError: If the tiles do not fit the model, or the memory is too small.
+            ConfigError: If the tiles or the sampling options do not fit the model, or the memory is too small.
             CheckpointError: If no image file has the channels that the model needs.
         """
+        options = options_of(method, sampling, other_options, num_samples=num_samples, tile=tile)
         source_channels = facts.channels_into(backwards=direction in method.directions[1:])
         channels = image_channels(method.task, source_channels)
         least = least_side(method, direction, device, source_channels, max(height_width(facts.image_size)))
         check_tiles(tile, overlap, multiple=method.size_divisor, least=least)
-        return cls(method, direction, device, tile, overlap, batch_size, seed, least, channels)
+        return cls(method, direction, device, tile, overlap, batch_size, seed, least, channels, num_samples, options)
 
-    def __call__(self, images: Tensor, masks: Tensor | None, number: int) -> tuple[Tensor, Tensor]:
-        """Return the sources as viewable images, and their translations: uint8 [N, C, H, W].
+    def __call__(self, images: Tensor, masks: Tensor | None, numbers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """Return the sources as viewable images, and ``num_samples`` translations of them, each uint8 [N, C, H, W].
 
         Args:
             images: Images, uint8 [N, C, h, w].
             masks: Masks for inpainting, float32 [N, 1, h, w]; None for none.
-            number: Index of the first image; dropout depends only on the seed and this index.
+            numbers: Indices of the images. Random translations depend only on the seed and the image's index, dropout on that
+                of the first image.
 
         Raises:
             MemoryFullError: If the device has too little memory.
@@ -101,13 +116,19 @@ class ImageTranslator:
         source = task.given(to_float(images), masks)
         height, width = source.shape[2:]
         whole = padded(source, self.method.size_divisor, self.least)
-        with steady(self.seed, number):
-            if self.tile is not None and max(whole.shape[2:]) > self.tile:
-                output = torch.cat([self._in_tiles(each, self.tile) for each in whole.split(1)])
+        with steady(self.seed, numbers[0]):
+            if isinstance(self.method, TranslatesRandomly):
+                outputs = [self._random(self.method, whole, numbers, sample) for sample in range(self.num_samples)]
+            elif self.tile is not None and max(whole.shape[2:]) > self.tile:
+                outputs = [torch.cat([self._in_tiles(each, self.tile) for each in whole.split(1)])]
             else:
-                output = self._network(whole)
-        output = require_finite(output[:, :, :height, :width])
-        return to_uint8(task.shown(source)), to_uint8(task.result(output, source))
+                outputs = [self._network(whole)]
+        outputs = [require_finite(output[:, :, :height, :width]) for output in outputs]
+        return to_uint8(task.shown(source)), [to_uint8(task.result(output, source)) for output in outputs]
+
+    def _random(self, method: TranslatesRandomly, source: Tensor, numbers: Sequence[int], sample: int) -> Tensor:
+        keys = translation_keys(self.seed, np.asarray(numbers, dtype=np.int64), sample)
+        return run(lambda whole: method.translate_randomly(whole, keys.to(self.device), self.options), source, self.device)
 
     def _in_tiles(self, source: Tensor, tile: int) -> Tensor:
         place = {"tile": tile, "overlap": self.overlap, "multiple": self.method.size_divisor}
@@ -124,7 +145,47 @@ class ImageTranslator:
             return in_tiles(network, source, **place, batch_size=together)
 
     def _network(self, source: Tensor) -> Tensor:
-        return run(self.method, source, self.direction, self.device)
+        return run(lambda whole: self.method.translate(whole, self.direction), source, self.device)
+
+
+def options_of(
+    method: Translates, sampling: Mapping[str, Any], others: Sequence[str], *, num_samples: int, tile: int | None
+) -> Any:
+    """Return a model's sampling options with the given values; None for a model whose translations are not random.
+
+    Args:
+        method: The model.
+        sampling: Values by name.
+        others: Names of the caller's own options, to suggest for a misspelt one.
+        num_samples: Number of translations of each image.
+        tile: Side of the tiles in pixels; None for no tiles.
+
+    Raises:
+        ConfigError: If an option is unknown, or has no effect on the model.
+    """
+    if not isinstance(method, TranslatesRandomly):
+        if sampling:
+            name = next(iter(sampling))
+            raise ConfigError(
+                f"unknown key {name}{nearest(name, others)}: this model, a {type(method).__name__}, has no sampling options",
+                key=name,
+            )
+        if num_samples > 1:
+            raise ConfigError(
+                f"num_samples={num_samples} has no effect: this model, a {type(method).__name__}, has one translation of each "
+                "image: remove it",
+                key="num_samples",
+            )
+        return None
+    if tile is not None:
+        raise ConfigError(
+            f"tile={tile} does not work with this model, a {type(method).__name__}, because its translations are random and "
+            "tiles would not fit together: remove it, and give smaller images",
+            key="tile",
+        )
+    options = sampling_options(method, sampling, others)
+    method.check_options(options)
+    return options
 
 
 def chosen_direction(method: Translates, given: str | None, trained: str = "in one direction") -> str | None:
@@ -175,14 +236,19 @@ def needs_mask(method: Translates, given: object, key: str, how: str) -> bool:
     return needs
 
 
-def run(method: Translates, source: Tensor, direction: str | None, device: torch.device) -> Tensor:
+def run(translate: Callable[[Tensor], Tensor], source: Tensor, device: torch.device) -> Tensor:
     """Translate sources [N, S, H, W] on the device; sources and the result [N, T, H, W] are on the CPU.
+
+    Args:
+        translate: Function of sources on the device.
+        source: The sources.
+        device: The device.
 
     Raises:
         MemoryFullError: If the device has too little memory.
     """
     try:
-        return method.translate(source.to(device, memory_format=torch.channels_last), direction).cpu()
+        return translate(source.to(device, memory_format=torch.channels_last)).cpu()
     except RuntimeError as error:  # includes torch.OutOfMemoryError; the CPU, MPS and cuBLAS have no specific type
         if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _FULL):
             raise MemoryFullError(str(error).split("\n", 1)[0]) from error
@@ -235,10 +301,18 @@ def least_side(method: Translates, direction: str | None, device: torch.device, 
     Raises:
         ConfigError: If the memory is too small.
     """
+
+    def translate(source: Tensor) -> Tensor:
+        if not isinstance(method, TranslatesRandomly):
+            return method.translate(source, direction)
+        return method.translate_randomly(
+            source, torch.zeros(1, dtype=torch.int64, device=device), with_one_step(method.sampling_options)
+        )
+
     side, enough = method.size_divisor, -(-trained // method.size_divisor) * method.size_divisor
     while True:
         try:
-            run(method, torch.zeros(1, channels, side, side), direction, device)
+            run(translate, torch.zeros(1, channels, side, side), device)
             return side
         except MemoryFullError as error:
             raise ConfigError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 from torch import Tensor
@@ -112,34 +112,43 @@ def translate_files(
     with naming_full_disk(f"the disk of output={output} became full: make room, or choose another output"):
         with own_folder(output, record) as folder:
             shown = _write_all(translator, pictures, levels, folder)
-        log.info("%d image%s: %s", len(pictures), "s" * (len(pictures) > 1), relative(output))
+        count = len(pictures) * translator.num_samples
+        log.info("%d image%s: %s", count, "s" * (count > 1), relative(output))
         if grid:
             write_png(side_by_side(shown), grid_of(output), stamp_of(record["made_by"]))
             few = "" if len(shown) == len(pictures) else f", the first {len(shown)}"
-            log.info("grid of images, each with its translation on the right%s: %s", few, relative(grid_of(output)))
+            made = "translation" if translator.num_samples == 1 else f"{translator.num_samples} translations"
+            log.info("grid of images, each with its %s on the right%s: %s", made, few, relative(grid_of(output)))
 
 
 def _write_all(
     translator: ImageTranslator, pictures: Sequence[InputImage], levels: tuple[float, float] | None, folder: Path
-) -> list[tuple[Tensor, Tensor]]:
+) -> list[tuple[Tensor, ...]]:
     """Write the translations, and return the first sources and results for the grid."""
-    shown: dict[int, tuple[Tensor, Tensor]] = {}
+    shown: dict[int, tuple[Tensor, ...]] = {}
     with tqdm(total=len(pictures), desc="translating", unit="image", disable=None) as progress:
         for batch in _batches(translator, pictures):
             images = torch.stack([read_image(each, translator.channels, levels) for each in batch])
             masks = torch.stack([read_mask(each) for each in batch]) if batch[0].mask is not None else None
             try:
-                sources, results = translator(images, masks, batch[0].number)
+                sources, results = translator(images, masks, [each.number for each in batch])
             except MemoryFullError as error:
                 raise ConfigError(_too_large(batch, translator), key="tile") from error
             except CheckpointError as error:
                 raise CheckpointError(f"{batch[0].file}: {error}") from error
-            for picture, source, result in zip(batch, sources, results, strict=True):
-                save_png(result, folder / picture.name)
+            for picture, source, *own in zip(batch, sources, *results, strict=True):
+                for name, result in zip(_names(picture.name, len(own)), own, strict=True):
+                    save_png(result, folder / name)
                 if picture.number < _MAX_SHOWN:
-                    shown[picture.number] = cell(source), cell(result)
+                    shown[picture.number] = cell(source), *map(cell, own)
             progress.update(len(batch))
     return [shown[number] for number in sorted(shown)]
+
+
+def _names(name: str, count: int) -> list[str]:
+    """Return the names of an image's translations: its own, or ``photo_0.png``, ``photo_1.png``, ... if there are several."""
+    path = PurePosixPath(name)
+    return [name] if count == 1 else [str(path.with_stem(f"{path.stem}_{number}")) for number in range(count)]
 
 
 def _batches(translator: ImageTranslator, pictures: Sequence[InputImage]) -> Iterator[list[InputImage]]:

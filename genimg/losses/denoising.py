@@ -50,7 +50,17 @@ class DenoisingLoss:
             limited = signal * self.gamma / (signal + self.gamma * noise)
         return limited * factor.square()
 
-    def of_images(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the squared error of each image, float32 [N], without weights."""
-        error = (output.float() - target.float()).square().flatten(1)
-        return error.mean(dim=1) if self.reduction == "mean" else error.sum(dim=1)
+    def of_images(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the squared error of each image, float32 [N], without weights.
+
+        Args:
+            output, target: Prediction and its target [N, C, H, W].
+            mask: Mask of the pixels that count, bool [N, 1, H, W]; None for all. An image without any has an error of 0.
+        """
+        error = (output.float() - target.float()).square()
+        if mask is None:
+            return error.flatten(1).mean(dim=1) if self.reduction == "mean" else error.flatten(1).sum(dim=1)
+        total = (error * mask).flatten(1).sum(dim=1)
+        if self.reduction == "sum":
+            return total
+        return total / (mask.flatten(1).sum(dim=1) * error.shape[1]).clamp(min=1)

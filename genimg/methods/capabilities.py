@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +30,8 @@ class Generates(Protocol):
         ...
 
     @property
-    def sampling_options(self) -> Any:
-        """The default options of ``sample``, an object of a frozen dataclass whose fields have a line of help (``setting``).
-
-        The class may have a property ``num_evaluations``, the number of times that the network is evaluated for an image, and
-        a method ``replaced``, which replaces values as ``dataclasses.replace`` does.
-        """
+    def sampling_options(self) -> SamplingOptions:
+        """The default options of ``sample``."""
         ...
 
     def before_sampling(self) -> None:
@@ -102,7 +98,7 @@ class Reconstructs(Protocol):
         """Encode a batch's images [N, C, H, W] in [-1, 1] into the decoder's input.
 
         Returns:
-            Latents float32 [N, Z], without noise; for a VQ-VAE, codes int64 [N, h, w].
+            Latents float32, without noise: [N, Z], or [N, C, h, w] on a grid; for a VQ-VAE, codes int64 [N, h, w].
         """
         ...
 
@@ -115,12 +111,21 @@ class Reconstructs(Protocol):
 class SamplesNearby(Protocol):
     """A model whose samples can be drawn around an image: an autoencoder, or a diffusion model that is run backwards."""
 
-    def perturb(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
-        """Return a drawn batch [N] whose latents are scattered around those of one image.
+    def locate(self, image: Tensor, drawn: Batch) -> Batch:
+        """Return the latents [1, ...] of one image, by key.
 
         Args:
             image: Image [1, C, H, W] in [-1, 1].
-            drawn: Result of ``draw``; its conditions also apply to the image.
+            drawn: Result of ``draw``, whose first condition is that of the image.
+        """
+        ...
+
+    def perturb(self, located: Batch, drawn: Batch, spread: float) -> Batch:
+        """Return a drawn batch [N] whose latents are scattered around those of one image.
+
+        Args:
+            located: Result of ``locate``.
+            drawn: Result of ``draw``.
             spread: Distance in standard deviations of the prior; 0 gives the image's reconstruction N times.
         """
         ...
@@ -229,6 +234,56 @@ class Translates(Protocol):
 
 
 @runtime_checkable
+class TranslatesLabels(Protocol):
+    """Generates images of classes, and can turn an image of one class into one of another, without training for it."""
+
+    shape: tuple[int, int, int]
+    """Shape (C, H, W) of the images."""
+
+    num_classes: int
+    """Number of classes; 0 for a model that is not conditioned on labels and therefore cannot translate."""
+
+    @property
+    def label_translation_options(self) -> SamplingOptions:
+        """The default options of ``translate_labels``."""
+        ...
+
+    def translate_labels(self, image: Tensor, source: int, target: int, options: Any = None) -> Tensor:
+        """Return images [N, C, H, W] of class ``target`` for images [N, C, H, W] of class ``source``, both in [-1, 1].
+
+        Args:
+            image: Images of the model's shape, on its device.
+            source, target: Labels.
+            options: Options that ``check_options`` accepts and that are deterministic; None for the defaults.
+        """
+        ...
+
+
+@runtime_checkable
+class TranslatesRandomly(Protocol):
+    """Translates an image into one of many, by a random key. Such a model also ``Translates``, with keys of its own."""
+
+    @property
+    def sampling_options(self) -> Any:
+        """The default options; see ``Generates``."""
+        ...
+
+    def check_options(self, options: Any) -> None:
+        """Check options before any work; see ``Generates``."""
+        ...
+
+    def translate_randomly(self, source: Tensor, keys: Tensor, options: Any = None) -> Tensor:
+        """Translate sources [N, S, H, W] in [-1, 1] to images [N, T, H, W], in evaluation mode and without gradient.
+
+        Args:
+            source: Images whose height and width are multiples of ``size_divisor``.
+            keys: Random keys, int64 [N]; the result for image i depends only on its source and ``keys[i]``.
+            options: Options that ``check_options`` accepts; None for ``sampling_options``.
+        """
+        ...
+
+
+@runtime_checkable
 class Exports(Protocol):
     """Specifies the network that ``genimg-export`` writes for other programs.
 
@@ -290,6 +345,8 @@ CAPABILITIES: dict[type, str] = {
     HasLikelihood: "log_likelihood",
     Denoises: "denoising_loss",
     Translates: "translate",
+    TranslatesLabels: "translate_labels",
+    TranslatesRandomly: "translate_randomly",
     Exports: "export_spec",
     RegularisesLazily: "lazy_regularisation_ratio",
     MeasuresData: "set_data_statistics",
@@ -318,7 +375,7 @@ def require_whole_capabilities(kind: type) -> None:
 
 
 def _missing(kind: type, capability: type) -> list[str]:
-    return [name for name in _members(capability) if not hasattr(kind, name)]
+    return [name for name in _members(capability) if getattr(kind, name, None) is None]  # a subclass may set one to None
 
 
 def _members(capability: type) -> list[str]:
@@ -329,23 +386,66 @@ def _members(capability: type) -> list[str]:
     ]  # fmt: skip
 
 
-def setting(help: str, default: Any) -> Any:
+def setting(help: str, default: Any, *, refers_to: str | None = None) -> Any:
     """Return the dataclass field of a sampling option.
 
     Args:
         help: One line of help: meaning, unit and range.
         default: Default value, a primitive.
+        refers_to: ``model`` if the value that a user gives is the path of another model's checkpoint, and the field is an
+            ``OtherModel``; ``condition`` if it is a caption or a class; None for a plain value.
     """
-    return dataclasses.field(default=default, metadata={"help": help})
+    return dataclasses.field(default=default, metadata={"help": help, "refers_to": refers_to})
+
+
+@dataclass(frozen=True, eq=False)
+class OtherModel:
+    """Another trained model, as the value of a sampling option.
+
+    Attributes:
+        method: The model in evaluation mode, on the device of the model that samples, prepared for sampling.
+        name: The name by which the user gave it.
+        record: Everything that identifies the model, for records: path, digest and weights.
+    """
+
+    method: object
+    name: str
+    record: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return self.name
 
 
 @dataclass(frozen=True)
-class NoOptions:
+class SamplingOptions:
+    """Base of the options of sampling: a frozen dataclass whose fields are made by ``setting``."""
+
+    def replaced(self, **given: Any) -> Self:
+        """Return the options with other values.
+
+        Raises:
+            ValueError: If a value is out of range.
+        """
+        return dataclasses.replace(self, **given)
+
+    @property
+    def num_evaluations(self) -> int | None:
+        """Number of times that the network is evaluated for one image; None if it does not depend on the options."""
+        return None
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether the latents alone determine the image."""
+        return True
+
+
+@dataclass(frozen=True)
+class NoOptions(SamplingOptions):
     """Sampling has no options."""
 
 
 @dataclass(frozen=True)
-class LatentOptions:
+class LatentOptions(SamplingOptions):
     """Options of sampling from latents."""
 
     truncation: int | float | None = setting(
@@ -361,7 +461,7 @@ NOISE_MODES = ("random", "const", "none")
 
 
 @dataclass(frozen=True)
-class StyleOptions:
+class StyleOptions(SamplingOptions):
     """Options of sampling from a style-based generator."""
 
     truncation: int | float | None = setting(
@@ -376,14 +476,19 @@ class StyleOptions:
 
 
 @dataclass(frozen=True)
-class CodeOptions:
+class CodeOptions(SamplingOptions):
     """Options of sampling codes from an autoregressive prior."""
 
     temperature: int | float | None = setting(
         "Divides the prior's logits; above 0 and below 1, for less varied but usually better images; null: 1", None
     )
+    guidance: int | float = setting(
+        "Classifier-free guidance scale of a transformer prior; 1: none, above 1: images closer to the condition", 1.0
+    )
 
     def __post_init__(self) -> None:
+        if not (self.guidance >= 0 and math.isfinite(self.guidance)):
+            raise ValueError(f"guidance={self.guidance:g} must be 0 or more; 1 for none")
         if self.temperature is not None and not 0 < self.temperature < 1:
             raise ValueError(f"temperature={self.temperature:g} must be above 0 and below 1, or null")
 

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from genimg.diffusion.bridges import Bridge
 from genimg.diffusion.denoiser import Denoiser
 from genimg.diffusion.noise import KEPT, NOISE, TIME, normal, state_type
 from genimg.diffusion.paths import Path
@@ -24,9 +25,11 @@ from genimg.diffusion.times import Times
 from genimg.errors import ConfigError
 from genimg.losses.denoising import DenoisingLoss
 from genimg.methods.base import Update, require_shape
+from genimg.methods.capabilities import OtherModel
 from genimg.methods.conditional import ConditionalMethod, condition_ports, exported_condition, shared_encoder
+from genimg.methods.diffusion_guidance import check_negative, negative_condition, plain_estimate
 from genimg.methods.diffusion_options import DiffusionOptions
-from genimg.methods.diffusion_sampling import check_options, generate, plain_estimate, quick, spacing_of
+from genimg.methods.diffusion_sampling import check_options, generate, quick, spacing_of
 from genimg.methods.diffusion_training import DenoisingObjective
 from genimg.methods.export_spec import ExportSpec, Port
 from genimg.methods.labelled_augment import LabelledAugment
@@ -55,10 +58,10 @@ class Diffusion(ConditionalMethod):
         sampler: Default options of sampling.
         sigma_data: Standard deviation of the data for ``edm``, or ``auto`` to measure it before training; None for others.
         condition_dropout: Probability of training without the condition, from 0 to below 1, which guidance needs.
-        augment: Augmentation of the training images; its number of labels must be the network's ``augment_dim``. None for none.
-        uncertainty: Network that learns the error to expect at each time, see ``DenoisingObjective``; None for none.
         image_size: Size of the images in pixels, one number or [height, width].
         channels: Number of channels of the images.
+        augment: Augmentation of the training images; its number of labels must be the network's ``augment_dim``. None for none.
+        uncertainty: Network that learns the error to expect at each time, see ``DenoisingObjective``; None for none.
 
     Raises:
         ValueError: If the parts are incompatible or a number is out of range.
@@ -79,15 +82,21 @@ class Diffusion(ConditionalMethod):
         sampler: DiffusionOptions,
         sigma_data: float | str | None,
         condition_dropout: float,
-        augment: LabelledAugment | None,
-        uncertainty: Uncertainty | None,
         image_size: int | Sequence[int],
         channels: int,
+        augment: LabelledAugment | None = None,
+        uncertainty: Uncertainty | None = None,
     ) -> None:
         super().__init__()
         if (prediction == "edm") != (sigma_data is not None):
             given = "null" if sigma_data is None else sigma_data
             raise ValueError(f"sigma_data={given} does not match prediction={prediction}: edm needs it, the others null")
+        if isinstance(path, Bridge):
+            raise ConfigError(
+                "path leads from an image to its source, but this method has no sources: choose a path to noise, or a model of "
+                "translations such as bridge",
+                key="path",
+            )
         if isinstance(sigma_data, str) and sigma_data != "auto":
             raise ValueError(f"sigma_data={sigma_data} must be a number above 0, or auto")
         if isinstance(sigma_data, int | float) and not sigma_data > 0:
@@ -126,6 +135,16 @@ class Diffusion(ConditionalMethod):
         if self.measures_data:
             self.denoiser.sigma_data.fill_(images.double().std(correction=0).clamp(min=1e-3))
 
+    # The space in which noise is added and removed, which differs in latent diffusion
+
+    def _encoded(self, batch: Batch) -> Tensor:
+        """Return the data of a batch's images, float32 [N, C, H, W]: the images themselves."""
+        return batch["image"].float()
+
+    def _decoded(self, data: Tensor) -> Tensor:
+        """Return the images in [-1, 1] of data [N, C, H, W]."""
+        return data.clamp(-1.0, 1.0)
+
     # Training
 
     def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
@@ -138,7 +157,7 @@ class Diffusion(ConditionalMethod):
         key, keep = batch["noise_key"], None
         if self.condition_dropout:
             keep = uniform_numbers(mixed_keys(key, KEPT), ()) >= self.condition_dropout
-        loss = self.objective.losses(batch["image"].float(), key, self._condition(batch), keep).mean()
+        loss = self.objective.losses(self._encoded(batch), key, self._condition(batch), keep).mean()
         return loss, {"loss/denoising": loss.detach()}
 
     @property
@@ -146,7 +165,7 @@ class Diffusion(ConditionalMethod):
         return self.objective.description
 
     def denoising_loss(self, batch: Batch, quantile: float, keys: NDArray[np.uint64]) -> Tensor:
-        image, times = batch["image"].float(), self.objective.times
+        image, times = self._encoded(batch), self.objective.times
         noise = normal(torch.from_numpy(keys.view(np.int64)).to(image.device), image.shape[1:])
         time = torch.full((len(image),), times.quantile(quantile, self.path), device=image.device)
         with eval_mode(self.denoiser):
@@ -156,8 +175,8 @@ class Diffusion(ConditionalMethod):
         with torch.no_grad(), eval_mode(self.denoiser):
             image = batch["image"]
             batch = self._with_conditions(image) | {"noise_key": torch.arange(len(image), device=image.device)}
-            time = self.objective.times.at(batch["noise_key"], self.path)
-            require_shape("network", self.denoiser(image, time, self._condition(batch)), image, "the data's images")
+            data, time = self._encoded(batch), self.objective.times.at(batch["noise_key"], self.path)
+            require_shape("network", self.denoiser(data, time, self._condition(batch)), data, "the data's images")
             self._loss(batch)
 
     # Sampling
@@ -173,26 +192,73 @@ class Diffusion(ConditionalMethod):
         return {"latent": latent, "noise_key": torch.from_numpy(keys.view(np.int64))} | self._draw_conditions(indices, seed)
 
     def check_options(self, options: DiffusionOptions) -> None:
-        unguided = None
-        if not self.condition_dropout:
+        unguided, negative = None, options.negative
+        if options.autoguidance is not None:
+            self._check_guide(options.autoguidance)
+        elif negative is not None:
+            check_negative(negative, self.condition_key, self.num_classes)
+        elif not self.condition_dropout:
             unguided = "reads no condition" if self.condition_key is None else "was trained without condition_dropout"
         check_options(options, self.path, unguided=unguided)
 
-    @torch.no_grad()
-    def sample(self, batch: Batch, options: DiffusionOptions | None = None) -> Tensor:
-        noise, condition = batch["latent"].view(-1, *self.shape), self._condition(batch)
-        images = generate(self.denoiser, options or self.sampling_options, noise, batch["noise_key"], condition)
-        return images.clamp(-1.0, 1.0)
+    def _check_guide(self, other: OtherModel) -> None:
+        guide, what = other.method, f"autoguidance={other}"
+        if not isinstance(guide, Diffusion):
+            raise ConfigError(f"{what} is a {type(guide).__name__}: give a diffusion or flow-matching model")
+        for name, own, its in (
+            ("images of", self.shape, guide.shape),
+            ("the condition", self.condition_key or "none", guide.condition_key or "none"),
+            ("a number of classes of", self.num_classes, guide.num_classes),
+        ):
+            if own != its:
+                raise ConfigError(f"{what} has {name} {its}, and this model {own}: give a model of the same data")
+        if not guide.path.has_times_of(self.path):
+            raise ConfigError(f"{what} has another path from image to noise than this model: give a model with the same path")
 
     @torch.no_grad()
-    def perturb(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
-        """Mix the noise to which the ODE maps an image with new noise; without it, samplers of the ODE return to the image."""
+    def sample(self, batch: Batch, options: DiffusionOptions | None = None) -> Tensor:
+        options = options or self.sampling_options
+        noise, condition = batch["latent"].view(-1, *self.shape), self._condition(batch)
+        negative, weaker = None, None
+        if options.negative is not None:
+            condition = self._fit(condition)
+            negative = negative_condition(options.negative, condition)
+        if options.autoguidance is not None:
+            guide = options.autoguidance.method
+            assert isinstance(guide, Diffusion)
+            weaker = plain_estimate(guide.denoiser, condition)
+        return self._decoded(
+            generate(self.denoiser, options, noise, batch["noise_key"], condition, negative=negative, weaker=weaker)
+        )
+
+    @torch.no_grad()
+    def locate(self, image: Tensor, drawn: Batch) -> Batch:
+        """Return the noise to which the ODE maps an image; samplers of the ODE lead from it back to the image."""
         given = {key: value[:1] for key, value in drawn.items() if key == self.condition_key}
         denoise = plain_estimate(self.denoiser, self._condition({"image": image} | given))
         with eval_mode(self.denoiser):
-            noise = to_noise(self.path, _ODE_STEPS, denoise, image.to(state_type(image)))
-        latent = (noise.float().flatten(1) + spread * drawn["latent"].to(image.device)) / math.sqrt(1.0 + spread**2)
-        return drawn | {"latent": latent}
+            noise = to_noise(self.path, _ODE_STEPS, denoise, self._encoded({"image": image}).to(state_type(image)))
+        return {"latent": noise.float().flatten(1)}
+
+    def perturb(self, located: Batch, drawn: Batch, spread: float) -> Batch:
+        """Mix the image's noise with the drawn noise, to unit variance."""
+        noise = located["latent"]
+        return drawn | {"latent": (noise + spread * drawn["latent"].to(noise.device)) / math.sqrt(1.0 + spread**2)}
+
+    @property
+    def label_translation_options(self) -> DiffusionOptions:
+        """Heun's method with as many steps as from the image to noise."""
+        return DiffusionOptions(sampler="heun", steps=min(_ODE_STEPS, self.path.num_levels or _ODE_STEPS))
+
+    @torch.no_grad()
+    def translate_labels(self, image: Tensor, source: int, target: int, options: DiffusionOptions | None = None) -> Tensor:
+        """Follow the ODE of one class to noise, and from there that of the other: DDIB, Su et al. 2023, algorithm 1."""
+        options = options or self.label_translation_options
+        start, end = (torch.full((len(image),), label, device=image.device) for label in (source, target))
+        encoded = self._encoded({"image": image}).to(state_type(image))
+        with eval_mode(self.denoiser):
+            noise = to_noise(self.path, options.steps, plain_estimate(self.denoiser, start), encoded)
+        return self.sample({"latent": noise, "noise_key": torch.zeros_like(start), "label": end}, options)
 
     @property
     def likelihood(self) -> UniformDequantisation:
@@ -254,8 +320,8 @@ class Diffusion(ConditionalMethod):
     @torch.no_grad()
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
         """Return samples, and images beside their mixtures with more and more noise, each with its denoised form."""
-        image = batch["image"][:_PREVIEW_ROWS].float()
-        condition = self._condition({key: value[: len(image)] for key, value in batch.items()})
+        batch = {key: value[:_PREVIEW_ROWS] for key, value in batch.items()}
+        image, condition = self._encoded(batch), self._condition(batch)
         noise = normal(mixed_keys(torch.arange(len(image), device=image.device), NOISE), self.shape)
         columns = [image]
         with eval_mode(self.denoiser):
@@ -265,5 +331,5 @@ class Diffusion(ConditionalMethod):
                 columns += [noisy / noisy.std(dim=(1, 2, 3), keepdim=True), self.denoiser.estimate(noisy, time, condition)]
         return {
             "samples": self._sample_by_class(drawn, quick(self.sampling_options)),
-            "denoised": torch.stack(columns, dim=1).clamp(-1.0, 1.0),
+            "denoised": self._decoded(torch.stack(columns, dim=1).flatten(0, 1)).unflatten(0, (len(image), len(columns))),
         }

@@ -7,15 +7,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from genimg.diffusion.samplers import SAMPLERS, VARIANCES, num_evaluations
-from genimg.methods.capabilities import setting
+from genimg.methods.capabilities import OtherModel, SamplingOptions, setting
 
 _OWN = {
     "eta": "ddim", "variance": "ancestral", "churn": "heun", "churn_noise": "heun", "churn_from": "heun", "churn_until": "heun"
 }  # fmt: skip
 
+_OF_GUIDANCE = {"guidance_from": 0.0, "guidance_until": None, "negative": None, "autoguidance": None}
+
 
 @dataclass(frozen=True)
-class DiffusionOptions:
+class DiffusionOptions(SamplingOptions):
     """Options of sampling from a diffusion or flow-matching model.
 
     Raises:
@@ -30,7 +32,17 @@ class DiffusionOptions:
         "Spacing of the steps: uniform or quadratic (DDPM), power (EDM), uniform or power (straight line); null: the first",
         None,
     )
-    guidance: int | float = setting("Classifier-free guidance scale; 1: none, above 1: images closer to the condition", 1.0)
+    guidance: int | float = setting("Guidance scale; 1: none, above 1: images closer to the condition", 1.0)
+    negative: str | int | None = setting(
+        "Caption (or class) that guidance leads away from; null: from the estimate without a condition",
+        None,
+        refers_to="condition",
+    )
+    autoguidance: OtherModel | None = setting(
+        "Weaker model of the same data that guidance leads away from, also without conditions; null: none",
+        None,
+        refers_to="model",
+    )
     guidance_from: int | float = setting("Smallest noise level, sigma / scale, with guidance", 0.0)
     guidance_until: int | float | None = setting("Largest noise level, sigma / scale, with guidance; null: no limit", None)
     eta: int | float | None = setting("New noise in ddim: 0 (none, the ODE) to 1 (as much as in ancestral); null: 0", None)
@@ -66,9 +78,13 @@ class DiffusionOptions:
         for name in ("churn_noise", "churn_from", "churn_until"):
             if (value := getattr(self, name)) is not None and not self.churn:
                 raise ValueError(f"{name}={value:g} has no effect without churn: set churn, or choose null")
-        if self.guidance == 1 and (self.guidance_from > 0 or self.guidance_until is not None):
-            name = "guidance_from" if self.guidance_from > 0 else "guidance_until"
-            raise ValueError(f"{name}={getattr(self, name):g} has no effect without guidance: set guidance, or remove it")
+        for name, usual in _OF_GUIDANCE.items():
+            if self.guidance == 1 and (value := getattr(self, name)) != usual:
+                raise ValueError(f"{name}={value} has no effect without guidance: set guidance, or remove it")
+        if self.negative is not None and self.autoguidance is not None:
+            raise ValueError(
+                f"negative={self.negative} has no effect with autoguidance={self.autoguidance}: remove one of them"
+            )
 
     def replaced(self, **given: Any) -> DiffusionOptions:
         """Return the options with other values; with another sampler, those that only the former one has are dropped."""

@@ -1,4 +1,4 @@
-"""Sampling with a denoiser: guidance, and the solver that the options choose."""
+"""Sampling with a denoiser and the solver that the options choose."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from genimg.diffusion import samplers
-from genimg.diffusion.denoiser import Denoiser
+from genimg.diffusion.bridges import Bridge
+from genimg.diffusion.denoiser import Denoiser, Source
 from genimg.diffusion.noise import NOISE, normal, state_type
-from genimg.diffusion.paths import Path, VarianceExploding, VariancePreserving
+from genimg.diffusion.paths import Path
 from genimg.errors import ConfigError
+from genimg.methods.diffusion_guidance import guided_estimate
 from genimg.methods.diffusion_options import DiffusionOptions
 from genimg.methods.modes import eval_mode
 from genimg.utils.rng import mixed_keys
@@ -44,14 +46,19 @@ def check_options(options: DiffusionOptions, path: Path, *, unguided: str | None
         path.grid(options.steps, spacing_of(options, path))
     except ValueError as error:
         raise ConfigError(str(error), key="steps") from error
-    if options.churn is not None and not isinstance(path, VarianceExploding):
+    if options.sampler == "heun" and isinstance(path, Bridge):
+        raise ConfigError(
+            "sampler=heun does not work on a bridge, whose first step has no slope: choose ancestral, ddim, euler or dpmpp_2m",
+            key="sampler",
+        )
+    if options.churn is not None and not path.time_is_sigma:
         raise ConfigError("churn has no effect on this model, whose path is not EDM's: choose null", key="churn")
     if options.guidance != 1 and unguided is not None:
         raise ConfigError(f"guidance={options.guidance:g} has no effect on a model that {unguided}: choose 1", key="guidance")
-    if options.variance == "large" and isinstance(path, VariancePreserving) and options.steps < path.end:
+    if options.variance == "large" and path.num_levels is not None and options.steps < path.num_levels:
         log.warning(
             "variance=large is for all %d noise levels: with steps=%d, samples keep much noise; choose variance=small or "
-            "another sampler", path.end, options.steps,
+            "another sampler", path.num_levels, options.steps,
         )  # fmt: skip
 
 
@@ -66,8 +73,20 @@ def quick(options: DiffusionOptions) -> DiffusionOptions:
                    churn_until=None, steps=min(options.steps, _PREVIEW_STEPS))  # fmt: skip
 
 
-def generate(denoiser: Denoiser, options: DiffusionOptions, noise: Tensor, key: Tensor, condition: Tensor) -> Tensor:
-    """Follow the path from the noise at its end to an image, with the solver of the options.
+def generate(
+    denoiser: Denoiser,
+    options: DiffusionOptions,
+    noise: Tensor,
+    key: Tensor,
+    condition: Tensor,
+    *,
+    negative: Tensor | None = None,
+    weaker: samplers.ImageEstimate | None = None,
+    source: Source | None = None,
+) -> Tensor:
+    """Follow the path from its end to an image, with the solver of the options.
+
+    A bridge ends in the source, without noise. So its first step needs only the estimate of the image, and adds the noise.
 
     Args:
         denoiser: The network, in any mode.
@@ -75,54 +94,42 @@ def generate(denoiser: Denoiser, options: DiffusionOptions, noise: Tensor, key: 
         noise: Standard normal numbers [N, C, H, W].
         key: Random keys of the noise that the solver adds, int64 [N].
         condition: Raw conditions [N, ...].
+        negative: Raw conditions, of the same shape, from which guidance leads away; None for the null condition.
+        weaker: Estimate of a weaker model, from which guidance leads away instead; None for none.
+        source: The source of a translation; None for a model without one. Guidance then has no effect.
 
     Returns:
         float32 [N, C, H, W].
     """
-    noise = noise.to(state_type(noise))
-    run = samplers.Trajectory(
-        denoiser.path,
-        denoiser.path.grid(options.steps, spacing_of(options, denoiser.path)),
-        partial(_guided, denoiser=denoiser, condition=condition, options=options),
-        lambda step: normal(mixed_keys(key, NOISE, step), noise.shape[1:]).to(noise.dtype),
-        like=noise,
+    noise, path = noise.to(state_type(noise)), denoiser.path
+    denoise = partial(
+        guided_estimate, denoiser=denoiser, condition=condition, negative=negative, weaker=weaker, options=options
     )
+    if source is not None:
+        denoise = partial(_from_source, denoiser=denoiser, condition=condition, source=source, clip=options.clip)
+    grid = path.grid(options.steps, spacing_of(options, path))
+
+    def trajectory(times: list[float]) -> samplers.Trajectory:
+        return samplers.Trajectory(
+            path, times, denoise, lambda step: normal(mixed_keys(key, NOISE, step), noise.shape[1:]).to(noise.dtype), like=noise
+        )
+
     with eval_mode(denoiser):
-        return _solver(options)(run, run.sigmas[0] * noise).float()
+        if source is None or source.end is None:
+            run = trajectory(grid)
+            return _solver(options)(run, run.sigmas[0] * noise).float()
+        run = trajectory(grid[1:])
+        image = denoise(torch.zeros_like(noise), noise.new_tensor(grid[0]), math.inf)
+        state = run.scales[0] * image + run.sigmas[0] * noise
+        return (_solver(options)(run, state) + source.end).float()
 
 
-def plain_estimate(denoiser: Denoiser, condition: Tensor) -> samplers.ImageEstimate:
-    """Return the function that estimates the image of a state, without guidance.
-
-    Args:
-        denoiser: The network.
-        condition: Raw conditions [N, ...].
-    """
-
-    def denoise(state: Tensor, time: Tensor, level: float) -> Tensor:
-        return denoiser.estimate(state.float(), time.float().expand(len(state)), condition).to(state.dtype)
-
-    return denoise
-
-
-def _guided(
-    state: Tensor, time: Tensor, level: float, *, denoiser: Denoiser, condition: Tensor, options: DiffusionOptions
+def _from_source(
+    state: Tensor, time: Tensor, level: float, *, denoiser: Denoiser, condition: Tensor, source: Source, clip: bool
 ) -> Tensor:
-    """Estimate the image with classifier-free guidance (Ho & Salimans 2022), at noise levels within the interval.
-
-    The interval is that of Kynkaanniemi et al. 2024, and a scale of 1 means no guidance.
-    """
-    noisy, times = state.float(), time.float().expand(len(state))
-    if options.guidance == 1 or not options.guidance_from <= level <= options.largest_guided:
-        image = denoiser.estimate(noisy, times, condition)
-    else:
-        keep = torch.arange(2, device=noisy.device).repeat_interleave(len(noisy))
-        noisy, times, conditions = (torch.cat([each, each]) for each in (noisy, times, condition))
-        without, given = denoiser.estimate(noisy, times, conditions, keep).chunk(2)
-        image = without + options.guidance * (given - without)
-    if options.clip:
-        image = image.clamp(-1.0, 1.0)
-    return image.to(state.dtype)
+    """Estimate the image of a state, given its source, with the known pixels as they are."""
+    image = denoiser.estimate(state.float(), time.float().expand(len(state)), condition, source=source)
+    return source.completed(image, clip=clip).to(state.dtype)
 
 
 def _solver(options: DiffusionOptions) -> Callable[[samplers.Trajectory, Tensor], Tensor]:

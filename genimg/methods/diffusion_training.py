@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from genimg.diffusion.denoiser import Denoiser
+from genimg.diffusion.denoiser import Denoiser, Source
 from genimg.diffusion.noise import AUGMENT, NOISE, TIME, normal
 from genimg.diffusion.times import Times
 from genimg.errors import ConfigError
@@ -35,8 +35,8 @@ class DenoisingObjective:
     denoiser: Denoiser
     times: Times
     loss: DenoisingLoss
-    augment: LabelledAugment | None
-    uncertainty: Uncertainty | None
+    augment: LabelledAugment | None = None
+    uncertainty: Uncertainty | None = None
 
     def __post_init__(self) -> None:
         given = getattr(self.denoiser.network, "augment_dim", 0)
@@ -58,23 +58,39 @@ class DenoisingObjective:
         path = type(self.denoiser.path).__name__
         return f"{self.denoiser.prediction} on {path}, {weighting}, {loss.reduction}, {times} times"
 
-    def losses(self, image: Tensor, key: Tensor, condition: Tensor, keep: Tensor | None) -> Tensor:
+    def losses(
+        self, image: Tensor, key: Tensor, condition: Tensor, keep: Tensor | None, source: Source | None = None
+    ) -> Tensor:
         """Return the losses [N] of images [N, C, H, W], whose augmentation, noise and times depend on their keys int64 [N]."""
         labels = None
         if self.augment is not None:
             image, labels = self.augment(image, mixed_keys(key, AUGMENT))
         time = self.times.at(mixed_keys(key, TIME), self.denoiser.path)
-        losses = self.losses_at(image, normal(mixed_keys(key, NOISE), image.shape[1:]), time, condition, keep, labels)
+        noise = normal(mixed_keys(key, NOISE), image.shape[1:])
+        losses = self.losses_at(image, noise, time, condition, keep, source, labels)
         if self.uncertainty is None:
             return losses
         logarithm = self.uncertainty(self.denoiser.path.embedded(time))
         return losses / logarithm.exp() + logarithm * (1 if self.loss.reduction == "mean" else image[0].numel())
 
     def losses_at(
-        self, image: Tensor, noise: Tensor, time: Tensor, condition: Tensor, keep: Tensor | None, labels: Tensor | None = None
+        self,
+        image: Tensor,
+        noise: Tensor,
+        time: Tensor,
+        condition: Tensor,
+        keep: Tensor | None,
+        source: Source | None = None,
+        labels: Tensor | None = None,
     ) -> Tensor:
-        """Return the losses [N] of images mixed with noise, both [N, C, H, W], at times [N]; see ``Denoiser``."""
+        """Return the losses [N] of images mixed with noise, both [N, C, H, W], at times [N]; see ``Denoiser``.
+
+        If some pixels of the source are missing, only these count.
+        """
         denoiser, path = self.denoiser, self.denoiser.path
-        output = denoiser(denoiser.mixed(image, noise, time), time, condition, keep, labels)
+        if source is not None and source.end is not None:
+            image = image - source.end
+        output = denoiser(denoiser.mixed(image, noise, time), time, condition, keep, source, labels)
         weights = self.loss.weights(path.scale(time), path.sigma(time), denoiser.factor(time))
-        return weights * self.loss.of_images(output, denoiser.target(image, noise, time))
+        missing = None if source is None else source.missing
+        return weights * self.loss.of_images(output, denoiser.target(image, noise, time), missing)

@@ -74,12 +74,17 @@ class Translation(Method):
         self.sampled_mode = model_mode
 
 
-def pictures_of(method: Translates, batch: Batch) -> Tensor:
-    """Return each source, its translation and its target: [N, 3, C, H, W]."""
+def pictures_of(method: Translates, batch: Batch, output: Tensor | None = None) -> Tensor:
+    """Return each source, its translation and its target: [N, 3, C, H, W].
+
+    Args:
+        method: The model.
+        batch: Sources and targets.
+        output: Translations [N, T, H, W]; None for those of ``translate``.
+    """
     source, task = batch["source"], method.task
-    return side_by_side(
-        (task.shown(source), task.result(method.translate(source), source), task.result(batch["target"], source))
-    )
+    output = method.translate(source) if output is None else output
+    return side_by_side((task.shown(source), task.result(output, source), task.result(batch["target"], source)))
 
 
 def side_by_side(images: Sequence[Tensor]) -> Tensor:

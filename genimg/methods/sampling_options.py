@@ -3,28 +3,74 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
-from functools import partial
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
 from genimg.errors import ConfigError
-from genimg.methods.capabilities import Generates
+from genimg.methods.capabilities import Generates, OtherModel, SamplingOptions, TakesConditions, TranslatesRandomly
+from genimg.utils.rng import Stream, keys_of
 from genimg.utils.type_hints import as_written, describe_hint, fits, type_hints
 from genimg.utils.words import nearest
 
 
-def sampling_options(method: Generates, given: Mapping[str, Any], others: Collection[str] = ()) -> Any:
+@dataclass(frozen=True)
+class Lookup:
+    """How to find what the value of an option refers to, which a model itself does not know.
+
+    Attributes:
+        model: Function that loads another model: (name of the option, path of the checkpoint or run directory) -> model.
+        label: Function that finds a class of this model: (name of the option, name or number of the class) -> label.
+    """
+
+    model: Callable[[str, str], OtherModel]
+    label: Callable[[str, object], int]
+
+
+def looked_up(method: Generates, given: Mapping[str, Any], lookup: Lookup) -> dict[str, Any]:
+    """Return values of sampling options, with the models and labels to which they refer.
+
+    Args:
+        method: The model.
+        given: Values by name, as a user gives them.
+        lookup: How to find models and labels.
+
+    Raises:
+        UserError: If there is no such model or class.
+    """
+    found, fields = dict(given), {field.name: field for field in dataclasses.fields(method.sampling_options)}
+    for name, value in given.items():
+        kind = fields[name].metadata["refers_to"] if name in fields else None
+        if kind == "model" and isinstance(value, str):
+            found[name] = lookup.model(name, value)
+        if kind == "condition" and value is not None and isinstance(method, TakesConditions) and method.num_classes:
+            found[name] = lookup.label(name, value)
+    return found
+
+
+def sampling_options(
+    method: Generates | TranslatesRandomly,
+    given: Mapping[str, Any],
+    others: Collection[str] = (),
+    usual: SamplingOptions | None = None,
+) -> SamplingOptions:
     """Return a model's sampling options with the given values, and defaults for the others.
 
     Args:
         method: The model.
-        given: Values by name.
+        given: Values by name; see ``looked_up`` for those that refer to a model or a class.
         others: Names of the caller's own options, to suggest for a misspelt one.
+        usual: The defaults; None for the model's.
 
     Raises:
         ConfigError: If the model has no such option, or a value has the wrong type or is out of range.
     """
-    usual = method.sampling_options
+    usual = method.sampling_options if usual is None else usual
     kind = type(usual)
     names, hints = [field.name for field in dataclasses.fields(kind)], type_hints(kind)
     for name, value in given.items():
@@ -32,13 +78,21 @@ def sampling_options(method: Generates, given: Mapping[str, Any], others: Collec
             suggestion = nearest(name, {*names, *others})
             own = f"the sampling options of this model, a {type(method).__name__}, are {', '.join(names)}"
             raise ConfigError(f"unknown key {name}{suggestion}", own if names else own.replace("are ", "are none"), key=name)
-        if not fits(value, hints[name]):
-            raise ConfigError(f"{name}={as_written(value)} must be {describe_hint(hints[name])}", key=name)
+        if fits(value, hints[name], lambda each: isinstance(each, OtherModel)):
+            continue
+        if isinstance(value, str) and hints[name] == OtherModel | None:
+            where = "genimg-sample, in sampling of genimg-eval, and in Python"
+            raise ConfigError(f"{name}={value} cannot be loaded here: this option works only in {where}", key=name)
+        raise ConfigError(f"{name}={as_written(value)} must be {_describe(hints[name])}", key=name)
     try:
-        replaced = getattr(usual, "replaced", None) or partial(dataclasses.replace, usual)
-        return replaced(**given)
+        return usual.replaced(**given)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def translation_keys(seed: int, indices: NDArray[np.int64], number: int) -> Tensor:
+    """Return the keys, int64 [N], of random translations of images: the ``number``-th of each image, by its index."""
+    return torch.from_numpy(keys_of(seed, Stream.TRANSLATION_NOISE, indices, number).view(np.int64))
 
 
 def has_steps(options: Any) -> bool:
@@ -51,11 +105,11 @@ def with_one_step(options: Any) -> Any:
     return dataclasses.replace(options, steps=1) if has_steps(options) else options
 
 
-def described(options: Any) -> dict[str, Any]:
-    """Return the options that are not None, and the number of network evaluations per image if the options state it."""
-    evaluations = getattr(options, "num_evaluations", None)
-    counted = {} if evaluations is None else {"num_evaluations": evaluations}
-    return {key: value for key, value in vars(options).items() if value is not None} | counted
+def described(options: SamplingOptions) -> dict[str, Any]:
+    """Return the options that are not None, and the number of network evaluations per image if it depends on them."""
+    counted = {} if options.num_evaluations is None else {"num_evaluations": options.num_evaluations}
+    given = {key: value for key, value in vars(options).items() if value is not None}
+    return {key: dict(value.record) if isinstance(value, OtherModel) else value for key, value in given.items()} | counted
 
 
 def listed(usual: Any) -> list[tuple[str, str, Any, str]]:
@@ -66,6 +120,10 @@ def listed(usual: Any) -> list[tuple[str, str, Any, str]]:
     """
     hints = type_hints(type(usual))
     return [
-        (field.name, describe_hint(hints[field.name]), getattr(usual, field.name), field.metadata["help"])
+        (field.name, _describe(hints[field.name]), getattr(usual, field.name), field.metadata["help"])
         for field in dataclasses.fields(usual)
     ]
+
+
+def _describe(hint: Any) -> str:
+    return describe_hint(hint, of_object="a checkpoint or run directory")

@@ -249,21 +249,24 @@ class VAE(ConditionalMethod):
             return self._moments(self._observed(batch))[0].float()
 
     @torch.no_grad()
-    def perturb(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
-        """Scatter latents around the means of q(z | x); in a hierarchy, scatter the noise of each layer below the top, too."""
+    def locate(self, image: Tensor, drawn: Batch) -> Batch:
+        """Return the mean of q(z | x); in a hierarchy, that of the top and the noise of each layer below it."""
         with eval_mode(self):
             conditions = {key: value[:1] for key, value in drawn.items() if key == self.condition_key}
             latents = [self._moments(self._observed({"image": image} | conditions))[0]]
             for layer in self._above:
                 latents.append(layer.infer(latents[-1])[0])
-            centre = {"latent": latents[-1]}
+            located = {"latent": latents[-1]}
             if self.hierarchy:
                 pieces = []
                 for layer, below, latent in zip(self._above, latents[:-1], latents[1:], strict=True):
                     mean, log_variance = layer.generate(latent)
                     pieces.append((below - mean) * (-0.5 * log_variance).exp())  # the noise that yields ``below``
-                centre["noise"] = torch.cat(pieces, dim=1)
-        return drawn | {key: value + spread * drawn[key].to(value.device) for key, value in centre.items()}
+                located["noise"] = torch.cat(pieces, dim=1)
+        return located
+
+    def perturb(self, located: Batch, drawn: Batch, spread: float) -> Batch:
+        return drawn | {key: value + spread * drawn[key].to(value.device) for key, value in located.items()}
 
     def _decode(self, latent: Tensor, condition: Tensor) -> Tensor:
         return self.loss.likelihood.mean(self.decoder(latent, condition).float())

@@ -11,12 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genimg.errors import ConfigError
 from genimg.losses.reconstruction import ReconstructionLoss
 from genimg.methods.base import Update, errors_of
 from genimg.methods.capabilities import CodeOptions
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.export_spec import ExportSpec, integer_port
+from genimg.methods.latent_space import CodeSpace
 from genimg.methods.modes import eval_mode
+from genimg.networks.code_transformer import CodeTransformer
 from genimg.networks.pixel_cnn import PixelCNN
 from genimg.networks.vector_quantizer import Usage, VectorQuantizer, perplexity, straight_through
 from genimg.networks.vq_autoencoder import Decoder, Encoder
@@ -52,6 +55,7 @@ class VQVAE(ConditionalMethod):
 
     loss_type = ReconstructionLoss
     inference_networks = ("encoder", "decoder", "quantizer", "prior")
+    latent_space = CodeSpace
     sampling_options = CodeOptions()
     commitment_weight = Scheduled()
 
@@ -61,7 +65,7 @@ class VQVAE(ConditionalMethod):
         encoder: Encoder,
         decoder: Decoder,
         quantizer: VectorQuantizer,
-        prior: PixelCNN,
+        prior: PixelCNN | CodeTransformer,
         loss: ReconstructionLoss,
         data_variance: float,
         commitment_weight: Number,
@@ -157,15 +161,23 @@ class VQVAE(ConditionalMethod):
         return {"uniform": uniform_field(keys, self.encoder.grid, torch.device("cpu"))} | self._draw_conditions(indices, seed)
 
     def check_options(self, options: CodeOptions) -> None:
-        """All options fit every VQ-VAE."""
+        if options.guidance != 1 and not self.prior.condition_dropout:
+            why = "reads no condition" if self.condition_key is None else "was trained without condition_dropout"
+            raise ConfigError(
+                f"guidance={options.guidance:g} has no effect on a model whose prior {why}: choose 1", key="guidance"
+            )
 
     @torch.no_grad()
     def sample(self, batch: Batch, options: CodeOptions | None = None) -> Tensor:
         uniform = batch["uniform"]
         condition = uniform.new_empty(len(uniform), 0) if self.condition_key is None else batch[self.condition_key]
-        temperature = (options or self.sampling_options).temperature or 1.0
+        options = options or self.sampling_options
+        temperature = options.temperature or 1.0
         with eval_mode(self.prior):
-            return self.decode(self.prior.sample(uniform, condition, temperature=temperature))
+            if isinstance(self.prior, PixelCNN):
+                return self.decode(self.prior.sample(uniform, condition, temperature=temperature))
+            codes = self.prior.sample(uniform, condition, temperature=temperature, guidance=options.guidance)
+            return self.decode(codes)
 
     def export_spec(self, truncation: float | None) -> ExportSpec:
         """Export the codebook and the decoder."""

@@ -165,11 +165,14 @@ class DeterministicAutoencoder(ConditionalMethod):
             return self._encode(self._observed(batch)).float()
 
     @torch.no_grad()
-    def perturb(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
-        """Add the differences of the drawn latents from the density's mean, times ``spread``, to the image's latent."""
+    def locate(self, image: Tensor, drawn: Batch) -> Batch:
         with eval_mode(self):
             conditions = {key: value[:1] for key, value in drawn.items() if key == self.condition_key}
-            latent = self._encode(self._observed({"image": image} | conditions))
+            return {"latent": self._encode(self._observed({"image": image} | conditions))}
+
+    def perturb(self, located: Batch, drawn: Batch, spread: float) -> Batch:
+        """Add the differences of the drawn latents from the density's mean, times ``spread``, to the image's latent."""
+        latent = located["latent"]
         return drawn | {"latent": latent + spread * (drawn["latent"].to(latent.device) - self.density.mean())}
 
     def _observed(self, batch: Batch) -> Batch:

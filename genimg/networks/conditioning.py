@@ -57,7 +57,7 @@ class Unconditional(ConditionEncoder):
 
     def of(self, batch: Batch) -> Tensor:
         values = batch["image"] if "image" in batch else batch["latent"]
-        return values.new_empty(len(values), 0)
+        return values.new_empty(values.shape[0], 0)  # ``len`` would fix the batch size of an exported program
 
     def blank(self, count: int) -> Tensor:
         return torch.zeros(count, 0)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genimg.networks.conditioning import ConditionEncoder, OneHot
+from genimg.utils.numbers import require_least
 
 _LONGEST_PERIOD = 10_000  # of sine and cosine, divided by 2 pi: Vaswani et al. 2017
 
@@ -27,6 +29,30 @@ def sines_and_cosines(positions: Tensor, dim: int) -> Tensor:
     exponents = torch.arange(half, dtype=torch.float32, device=positions.device) / max(half - 1, 1)
     angles = positions.float()[..., None] * torch.exp(-math.log(_LONGEST_PERIOD) * exponents)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def require_settings(
+    *, architecture: str, architectures: Collection[str], dropout: float, num_times: int, augment_dim: int, source_channels: int
+) -> None:
+    """Check the settings that the networks of diffusion models have in common.
+
+    Args:
+        architecture: Architecture, one of ``architectures``.
+        architectures: Known architectures.
+        dropout: Dropout probability, from 0 to below 1.
+        num_times: Number of times per image, at least 1.
+        augment_dim: Number of augmentation labels, at least 0.
+        source_channels: Number of channels of the source image, at least 0.
+
+    Raises:
+        ValueError: If a setting is unknown or out of range.
+    """
+    require_least(1, num_times=num_times)
+    require_least(0, source_channels=source_channels, augment_dim=augment_dim)
+    if architecture not in architectures:
+        raise ValueError(f"architecture={architecture} is unknown: choose one of {', '.join(architectures)}")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout={dropout} must be at least 0 and below 1")
 
 
 def without_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[object]:

@@ -22,7 +22,7 @@ from genimg.networks.diffusion_blocks import (
     end_near_zero,
     resampling_filter,
 )
-from genimg.networks.diffusion_layers import GroupNorm, TimeEmbedding, without_autocast
+from genimg.networks.diffusion_layers import GroupNorm, TimeEmbedding, require_settings, without_autocast
 from genimg.networks.layers import initialise
 from genimg.types import height_width
 from genimg.utils.numbers import require_least
@@ -92,14 +92,13 @@ class DiffusionUNet(nn.Module):
         source_channels: int = 0,
     ) -> None:
         super().__init__()
-        require_least(1, channels=channels, width=width, num_blocks=num_blocks, patch_size=patch_size, num_times=num_times)
-        require_least(0, source_channels=source_channels, augment_dim=augment_dim)
+        require_least(1, channels=channels, width=width, num_blocks=num_blocks, patch_size=patch_size)
+        require_settings(
+            architecture=architecture, architectures=ARCHITECTURES, dropout=dropout, num_times=num_times,
+            augment_dim=augment_dim, source_channels=source_channels,
+        )  # fmt: skip
         if width % 2:
             raise ValueError(f"width={width} must be even: half of it are sines, half cosines")
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout={dropout} must be at least 0 and below 1")
-        if architecture not in ARCHITECTURES:
-            raise ValueError(f"architecture={architecture} is unknown: choose one of {', '.join(ARCHITECTURES)}")
         if resampling not in RESAMPLINGS:
             raise ValueError(f"resampling={resampling} is unknown: choose one of {', '.join(RESAMPLINGS)}")
         widths = widths_of(width, multipliers)

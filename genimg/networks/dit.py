@@ -15,6 +15,7 @@ from genimg.networks.diffusion_layers import (
     GroupNorm,
     TimeEmbedding,
     attention,
+    require_settings,
     sines_and_cosines,
     without_autocast,
 )
@@ -77,12 +78,10 @@ class DiT(nn.Module):
     ) -> None:
         super().__init__()
         require_least(1, channels=channels, width=width, depth=depth, num_heads=num_heads, patch_size=patch_size)
-        require_least(1, num_times=num_times)
-        require_least(0, source_channels=source_channels, augment_dim=augment_dim)
-        if architecture not in ARCHITECTURES:
-            raise ValueError(f"architecture={architecture} is unknown: choose one of {', '.join(ARCHITECTURES)}")
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout={dropout} must be at least 0 and below 1")
+        require_settings(
+            architecture=architecture, architectures=ARCHITECTURES, dropout=dropout, num_times=num_times,
+            augment_dim=augment_dim, source_channels=source_channels,
+        )  # fmt: skip
         if width % (4 * num_heads):
             raise ValueError(f"width={width} must be a multiple of 4 * num_heads, here {4 * num_heads}")
         _check_size(image_size, patch_size)

@@ -99,6 +99,7 @@ class PixelCNN(nn.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout} must be a probability from 0 to below 1")
         self.num_codes = num_codes
+        self.condition_dropout = 0.0
         self.condition = condition
         self.embedding = nn.Embedding(num_codes, width)
         self.blocks = nn.ModuleList(
@@ -136,7 +137,7 @@ class PixelCNN(nn.Module):
             for column in range(uniform.shape[2]):
                 seen = slice(column + 1)
                 logits = self._last_logits(codes[:, row : row + 1, seen], [link[..., seen] for link in links], condition)
-                codes[:, row, column] = _inverse_cdf(logits / temperature, uniform[:, row, column])
+                codes[:, row, column] = inverse_cdf(logits / temperature, uniform[:, row, column])
         return codes
 
     def _embed(self, codes: Tensor) -> Tensor:
@@ -171,7 +172,7 @@ def _shifted_right(features: Tensor) -> Tensor:
     return F.pad(features, (1, -1, 0, 0))
 
 
-def _inverse_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
+def inverse_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
     """Map logits [N, K] and numbers [N] in [0, 1) to codes int64 [N]; a code of probability 0 is never chosen."""
     # float64 keeps sums of small probabilities accurate to the 24 bits of the numbers; Apple's GPUs do not support it.
     exact = logits.float() if logits.device.type == "mps" else logits.double()

@@ -47,18 +47,21 @@ class Chart:
         series: One curve per run.
         has_points: Whether individual points are marked, as for evaluations.
         thinned: Whether points were omitted.
+        expected: Published points up to the last images seen: images, value and tolerance.
     """
 
     name: str
     series: list[Series]
     has_points: bool = False
     thinned: bool = False
+    expected: list[tuple[int, float, float]] = field(default_factory=list)
 
     @property
     def extent(self) -> tuple[float, float]:
         """The lowest and the highest number that the y axis must include."""
         numbers = [y for each in self.series for y in each.y]
         numbers += [bound for each in self.series for _, *bounds in each.bounds for bound in bounds]
+        numbers += [value for _, value, _ in self.expected]
         return min(numbers), max(numbers)
 
 
@@ -68,7 +71,10 @@ def charts_of(runs: Sequence[Run], primary: str | None) -> dict[str, list[Chart]
     names = dict.fromkeys(name for run in runs for each in run.evaluations for name in each.values)
     for name in sorted(names, key=lambda each: each != primary):
         series = [curve for number, run in enumerate(runs) if (curve := _of_evaluations(run, number, name))]
-        found["Evaluation"].append(Chart(name, series, has_points=True))
+        last = max(curve.x[-1] for curve in series)
+        published = {(each.images, _short(each.value), each.tolerance): None for run in runs for each in run.expected
+                     if each.metric == name and each.images <= last}  # fmt: skip
+        found["Evaluation"].append(Chart(name, series, has_points=True, expected=list(published)))
     most = max(60, min(800, _MAX_POINTS // max(len(runs), 1)))
     points = [_points(run) for run in runs]
     for name in dict.fromkeys(name for of_run in points for name in of_run):

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import genimg
 from genimg.errors import ConfigError
-from genimg.reporting import curves, text
+from genimg.reporting import curves, surface_chart, text
 from genimg.reporting.csv_file import as_csv
 from genimg.reporting.discover import find_runs, folder_name, is_sweep
 from genimg.reporting.importance import RULE, Importance, importances
@@ -131,7 +131,7 @@ def _environment(*, is_markdown: bool) -> Environment:
         keep_trailing_newline=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False, "default": vars}
-    environment.globals |= {"RULE": RULE, "curves": curves}
+    environment.globals |= {"RULE": RULE, "curves": curves, "surface_chart": surface_chart}
     environment.tests["finite"] = is_number
     environment.filters |= {
         "images": text.format_images, "number": text.format_number, "value": text.format_value,

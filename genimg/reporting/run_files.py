@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from genimg.reporting.runs import Run, finite_numbers
+from genimg.reporting.surface import FILE, Surface, read_surface
 from genimg.utils.durations import time_in_words
 from genimg.utils.json_text import parse_json
 from genimg.utils.regular_files import UnsafeFileError, open_regular, refuse_links, require_at_most
@@ -45,6 +46,7 @@ def read_run(folder: Path, label: str) -> Run:
     run.records = list(_records(_text(folder, "metrics.jsonl")))
     run.summary = _summary(_json(_text(folder, "summary.json")))
     run.pictures = _pictures(folder)
+    run.surface = _surface(folder)
     run.status, run.reason = _status(run)
     return run
 
@@ -114,6 +116,18 @@ def _pictures(folder: Path) -> dict[str, dict[int, Path]]:
         if (match := _PICTURE.fullmatch(path.name)) and not _is_unsafe(path, folder) and path.is_file():
             found.setdefault(match.group(1), {})[int(match.group(2))] = path
     return found
+
+
+def _surface(folder: Path) -> Surface | None:
+    """Return the run's operating surface; None if there is none, or if its file is damaged or unsafe to read."""
+    try:
+        found = read_surface(folder / FILE, below=folder)
+    except UnsafeFileError as error:
+        log.warning("skipped: %s", error)
+        return None
+    except OSError:
+        return None
+    return found if found is not None and found.points else None
 
 
 def _is_unsafe(path: Path, folder: Path) -> bool:

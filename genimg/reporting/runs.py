@@ -7,10 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genimg.evaluation.directions import declared_direction
 from genimg.utils.mappings import flatten
+
+if TYPE_CHECKING:
+    from genimg.reporting.surface import Surface
 
 GREATEST = 1e150  # largest number that is shown, because its square is still finite
 _STORAGE = {"device": "on the device", "host": "in memory", "workers": "on disk, read by workers"}
@@ -68,6 +71,25 @@ class Measured:
         return [each for each in found if each is not None]
 
 
+@dataclass(frozen=True)
+class Published:
+    """A published value at one point of training.
+
+    Attributes:
+        images: Images seen.
+        metric: Full name of the metric.
+        value: The value.
+        tolerance: Largest difference at which a run is on the curve.
+        source: Source of the value.
+    """
+
+    images: int
+    metric: str
+    value: float
+    tolerance: float
+    source: str
+
+
 @dataclass
 class Run:
     """The contents of a run directory.
@@ -84,6 +106,7 @@ class Run:
             started.
         reason: Reason why it did not complete; empty if it did.
         pictures: Files by kind and number of images seen.
+        surface: Operating surface that genimg-eval measured; None if there is none.
     """
 
     folder: Path
@@ -96,6 +119,7 @@ class Run:
     status: str = "not started"
     reason: str = ""
     pictures: dict[str, dict[int, Path]] = field(default_factory=dict)
+    surface: Surface | None = None
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -111,6 +135,18 @@ class Run:
     def known_settings(self) -> dict[str, Any]:
         """The config or, if the run failed before it had one, the overrides."""
         return self.settings or self.overridden
+
+    @cached_property
+    def expected(self) -> list[Published]:
+        """Published points in the config; those that are not valid are omitted."""
+        found = self.config.get("expected")
+        points = []
+        for each in found if isinstance(found, list) else ():
+            numbers = finite_numbers(each)
+            if type(each) is dict and numbers.keys() >= {"images", "value", "tolerance"} and numbers["images"] >= 1:
+                texts = str(each.get("metric", "")), str(each.get("source", ""))
+                points.append(Published(int(numbers["images"]), texts[0], numbers["value"], numbers["tolerance"], texts[1]))
+        return points
 
     @property
     def seed(self) -> str:

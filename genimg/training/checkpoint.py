@@ -84,7 +84,9 @@ _CONTENTS = {
     "means": dict[str, dict[str, Any]],
     "training": dict[str, Any], "num_images": int, "hardware": dict[str, Any],
 }  # fmt: skip
-_OPTIONAL = {"class_names": list[str], "data": dict[str, Any], "data_history": list[dict[str, Any]]}
+_OPTIONAL = {
+    "class_names": list[str], "data": dict[str, Any], "data_history": list[dict[str, Any]], "initial_weights": dict[str, Any],
+}  # fmt: skip
 _WITH_TENSORS = ("method", "averages", "optimizers", "means")
 
 

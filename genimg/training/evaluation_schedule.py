@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from genimg.evaluation.base import ModelEvaluator
 from genimg.evaluation.result import Evaluation
 from genimg.methods.base import Method
 from genimg.training.early_stopping import EarlyStopping
+from genimg.training.expected import ExpectedPoint, due
 from genimg.utils.durations import NumImages
 
 
@@ -49,6 +51,7 @@ class ScheduledEvaluator:
     Args:
         evaluator: Evaluator of the model.
         schedule: Settings of the evaluations.
+        expected: Published points of the training curve.
 
     Attributes:
         interval, final_num_images: See EvaluationSchedule.
@@ -59,8 +62,9 @@ class ScheduledEvaluator:
         ConfigError: If a metric needs more images than ``final_num_images``.
     """
 
-    def __init__(self, evaluator: ModelEvaluator, schedule: EvaluationSchedule) -> None:
+    def __init__(self, evaluator: ModelEvaluator, schedule: EvaluationSchedule, expected: Sequence[ExpectedPoint] = ()) -> None:
         self.evaluator = evaluator
+        self.expected = tuple(expected)
         self.interval = schedule.interval
         self.final_num_images = schedule.final_num_images
         self.stop_if = None if schedule.stop_if is None else EarlyStopping.of(schedule.stop_if)
@@ -101,6 +105,16 @@ class ScheduledEvaluator:
     def is_better(self, value: float, best: float) -> bool:
         """Return whether ``value`` of the primary metric is better than ``best``."""
         return value > best if self.higher_is_better else value < best
+
+    def compared_with_curve(self, images: int, values: Mapping[str, float], provenance: Mapping[str, Any]) -> list[str]:
+        """Return a line for each published point that this evaluation is the first one at or after.
+
+        Args:
+            images: Images seen.
+            values: Values of the evaluation.
+            provenance: Provenance of the values.
+        """
+        return [point.judge(images, values, provenance) for point in due(self.expected, images, self.interval)]
 
     def has_diverged(self, values: Mapping[str, float], best: float | None) -> bool:
         """Return whether these values meet ``stop_if``; ``best`` is the best value of the primary metric, if any."""

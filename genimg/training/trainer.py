@@ -376,8 +376,10 @@ class Trainer:
             raise
         state.worse_evaluations = state.worse_evaluations + 1 if worse else 0
         log.info("%d images: %s%s", state.images, _in_short(result.values), " (best)" if best else "")
-        self._save(best=best)
         done = state.images >= self.settings.duration
+        if not (done and evaluator.final_num_images is not None):  # else the last evaluation is the one that counts
+            self._compare_with_curve(evaluator, result.values, result.provenance)
+        self._save(best=best)
         if evaluator.stop_if is not None and state.worse_evaluations >= evaluator.stop_if.evaluations and not done:
             self._wait_for_files()
             raise WorseningError
@@ -387,7 +389,14 @@ class Trainer:
         result = self._measure(evaluator, logger, "final", num_images)
         self.state.final = {"metrics": result.values, "provenance": result.provenance}
         log.info("at the end: %s", _in_short(result.values))
+        self._compare_with_curve(evaluator, {**self.state.last, **result.values}, result.provenance)
         self._save(best=False)
+
+    def _compare_with_curve(
+        self, evaluator: ScheduledEvaluator, values: Mapping[str, float], provenance: Mapping[str, Any]
+    ) -> None:
+        for line in evaluator.compared_with_curve(self.state.images, values, provenance):
+            log.info("%s", line)
 
     def _measure(self, evaluator: ScheduledEvaluator, logger: Logger, prefix: str, num_images: int | None) -> Evaluation:
         self.updater.raise_if_not_finite()

@@ -46,6 +46,7 @@ class Stream(IntEnum):
     BOOTSTRAP = 22  # generated images in a bootstrap resample: no position
     DENOISING = 23  # times, noise and dropped conditions of diffusion training: sample
     DENOISING_ERROR = 24  # noise in the evaluation of a diffusion model's loss: image, level
+    TRANSLATION_NOISE = 31  # noise of a random translation: image, which translation of it
 
     SAMPLE_AUGMENT = 102  # random augmentation of training images (``augment``): operation, sample
     DEGRADATION = 106  # noise and blur that tasks add to images: which number, sample

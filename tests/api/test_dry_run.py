@@ -19,17 +19,22 @@ from omegaconf import OmegaConf
 from PIL import Image
 from test_resume import MODELS, TINY, losses_of, records
 
+from genimg.api import dry_run
 from genimg.api.assemble import assemble
 from genimg.api.dry_run import bytes_of, rehearse
 from genimg.config.compose import Config
+from genimg.config.evaluation import build_evaluator
+from genimg.config.instantiate import Builder
 from genimg.errors import ConfigError
 from genimg.methods.base import Method
 from genimg.training import autotune, checkpoint
 from genimg.training.components import TrainingComponents
 from genimg.training.decisions import Decisions
 from genimg.training.ema import PowerFunction
+from genimg.training.evaluation_schedule import EvaluationSchedule, ScheduledEvaluator
 from genimg.training.logger import SilentLogger
 from genimg.training.performance import Performance, _trained_networks
+from genimg.utils.durations import NumImages
 from genimg.utils.paths import config_dir
 
 
@@ -68,7 +73,7 @@ def test_a_dry_run_says_what_a_training_takes_and_writes_nothing(
     seconds, rate = re.search(r"step: ([\d.]+) ms, (\d+) images/s", output).groups()  # type: ignore[union-attr]
     assert 16 / (float(seconds) / 1e3) == pytest.approx(float(rate), rel=0.02)
     assert re.search(r"training for 5 epochs: about \d+ s", output)
-    assert re.search(r"3 evaluations of 50 images", output)
+    assert re.search(r"3 evaluations of 50 images, about \d+ s each: \d+ s, \d+ % of training and evaluation together", output)
     after = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if "cache" not in path.parts)
     assert after == before
 
@@ -96,6 +101,50 @@ def test_the_averages_are_part_of_the_cost(tmp_path: Path, parts: TrainingCompon
     assert size == bytes_of({key: value for key, value in state.items() if key != "averages"}) + 2 * generator
     checkpoint.save(state, tmp_path / "one.pt")
     assert size < (tmp_path / "one.pt").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("seconds", "final", "share", "advised"),
+    [(0.001, None, 9, False), (0.01, None, 50, True), (0.001, 200, 13, False), (0.0042, None, 30, False)],
+    ids=["cheap", "as long as training", "with a final evaluation", "below the limit"],
+)
+def test_the_cost_of_evaluations_is_a_share_of_the_run(
+    seconds: float, final: int | None, share: int, advised: bool, parts: TrainingComponents, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Four evaluations of 100 images beside 4 s of training."""
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        config = OmegaConf.to_container(compose("train", overrides=["evaluation=shapes", "evaluation.num_images=100"]))
+    evaluator = build_evaluator(config["evaluation"], Builder())  # type: ignore[call-overload,index]
+    schedule = EvaluationSchedule(interval=NumImages(16), final_num_images=final or None, stop_if=None)
+    parts = replace(
+        parts,
+        evaluator=ScheduledEvaluator(evaluator, schedule),  # type: ignore[arg-type]
+        settings=replace(parts.settings, duration=NumImages(64)),
+    )
+    monkeypatch.setattr(dry_run, "_evaluation_seconds", lambda *_: (0.75 * seconds, 0.25 * seconds))
+    trainer = parts.trainer(folder=tmp_path, make_logger=lambda *_: SilentLogger(), describe={})
+    with caplog.at_level(logging.INFO):
+        dry_run._report_evaluation(parts, trainer, parts.data, 4.0)
+    assert "4 evaluations of 100 images" in caplog.text
+    assert f", {share} % of training and evaluation together" in caplog.text
+    assert ("and one of 200 images at the end" in caplog.text) == bool(final)
+    advice = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert [f"evaluations take about {share} % of the run" in each for each in advice] == [True] * advised
+    assert all("evaluation.num_images" in each and "steps" not in each for each in advice)  # a GAN has no steps
+
+
+def test_a_batch_is_enlarged_until_it_takes_long_enough(parts: TrainingComponents, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call takes 0.1 s and 0.02 s for each image; the first one takes 5 s more."""
+    counts: list[int] = []
+
+    def seconds(_: object, count: int) -> float:
+        counts.append(count)
+        return 0.1 + 0.02 * count + 5.0 * (len(counts) == 1)
+
+    monkeypatch.setattr(dry_run, "_seconds", seconds)
+    assert dry_run._seconds_per_image(lambda _: torch.zeros(1), 250) == pytest.approx(1.38 / 64)
+    assert counts == [4, 4, 16, 64]
 
 
 @pytest.mark.parametrize("value", ["1", "maybe"])

@@ -485,7 +485,8 @@ def test_through_the_command_line_a_mistake_is_one_message(runs: Path) -> None:
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert "genimg-translate: error: ckpt=" in result.stderr
-    for arguments, message in (([f"ckpt={runs}"], "input is required"), (["titel=3"], "did you mean 'tile'?")):
+    misspelt = [f"ckpt={runs / 'denoise'}", "input=photos", "output=out", "titel=3"]
+    for arguments, message in (([f"ckpt={runs}"], "input is required"), (misspelt, "did you mean 'tile'?")):
         result = run_command("translate", *arguments)
         assert result.returncode == 2
         assert message in result.stderr.split("error: ", 1)[1]

@@ -34,7 +34,7 @@ from genimg.evaluation.extractors.classifier import shipped_weights
 from genimg.evaluation.image_sets import GeneratedImages
 from genimg.evaluation.likelihood import LikelihoodEvaluator
 from genimg.methods.base import Method
-from genimg.methods.capabilities import Reconstructs, Translates
+from genimg.methods.capabilities import Generates, Reconstructs
 from genimg.training.schedules import Cosine, RateSchedule
 from genimg.training.state import TrainerSettings
 from genimg.utils.paths import config_dir
@@ -126,7 +126,8 @@ def loss_node(loss):
     return BUILDER.locate(node["_target_"], "loss"), node
 
 
-MODELS = tiny.SIZES | tiny.AUTOENCODERS | tiny.TRANSLATORS | tiny.DENOISERS
+MODELS = tiny.SIZES | tiny.AUTOENCODERS | tiny.TRANSLATORS | tiny.DENOISERS | tiny.RANDOM_TRANSLATORS
+MODELS |= tiny.LATENT_AUTOENCODERS | tiny.LATENT_DENOISERS
 
 
 def family_of(model):
@@ -150,7 +151,7 @@ def test_every_model_builds_with_every_loss_of_its_family_and_refuses_the_others
         method = tiny.method_of(config, build_dataset(config, BUILDER), BUILDER)
         assert isinstance(method, Method)
         assert method.training
-        if not isinstance(method, Translates):
+        if isinstance(method, Generates):
             assert method.sample(method.draw(range(3), 0)).shape == (3, 3, 16, 16)
     for loss in set(options("loss")) - set(fitting):
         with raises(ConfigError, word="loss") as caught:
@@ -214,6 +215,7 @@ def test_every_evaluation_builds(option, tmp_path, monkeypatch):
     needed = {
         "inception": [f"extractor.weights={weights}", "extractor.sha256=null"],
         "adm": [f"extractor.weights={weights}", "extractor.sha256=null"],
+        "reconstruction": [f"extractor.weights={weights}", "extractor.sha256=null"],
         "dinov2": [f"extractor.weights={weights}", "extractor.sha256=null"],
         "clip": [f"extractor.weights={weights}", "extractor.sha256=null"],
         "classifier": [f"extractor.classifier={classifier}"],
@@ -550,7 +552,7 @@ def test_autoencoders_that_do_not_fit_the_data_are_refused_with_both_shapes(over
     ("model", "network", "key"),
     [
         *((model, "generator", "model.latent.dim") for model in tiny.SIZES),
-        *((model, "decoder", "model.latent_dim") for model in tiny.AUTOENCODERS if not model.startswith("vq_vae")),
+        *((model, "decoder", "model.latent_dim") for model in tiny.AUTOENCODERS if not model.startswith("vq_")),
     ],
 )
 def test_networks_that_take_other_latents_than_the_model_draws_are_refused(model: str, network: str, key: str) -> None:

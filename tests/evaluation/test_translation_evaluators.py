@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from typing import Any
@@ -26,9 +27,11 @@ from genimg.evaluation.feature_extraction import EvaluationInterruptedError
 from genimg.evaluation.image_sets import NonFiniteImagesError
 from genimg.evaluation.translation import PairedEvaluator, UnpairedEvaluator
 from genimg.evaluation.translation_base import TranslationEvaluator
+from genimg.methods.capabilities import SamplingOptions, setting
 from genimg.methods.image_to_image import Translation
 from genimg.training.evaluation_schedule import EvaluationSchedule, ScheduledEvaluator
 from genimg.utils.durations import NumImages
+from genimg.utils.rng import normal_numbers
 
 CPU = torch.device("cpu")
 
@@ -682,3 +685,60 @@ def test_what_chooses_comes_first_in_its_direction() -> None:
     assert next(iter(values)) == "l1"
     with raises(ConfigError, "best_by=ms_ssim"):
         paired(best_by="ms_ssim").evaluate(Translator(), noise(), CPU)
+
+
+# Random translations
+
+
+@dataclasses.dataclass(frozen=True)
+class Strength(SamplingOptions):
+    strength: float = setting("Standard deviation of the noise", 0.1)
+
+
+class AddsNoise(Translator):
+    """The source with noise that depends on the key; counts its translations."""
+
+    def __init__(self, task: Any = None) -> None:
+        super().__init__(task)
+        self.sampling_options, self.count = Strength(), 0
+
+    def check_options(self, options: Strength) -> None:
+        if options.strength < 0:
+            raise ConfigError("strength must be 0 or more", key="strength")
+
+    def translate_randomly(self, source: Tensor, keys: Tensor, options: Strength | None = None) -> Tensor:
+        self.count += len(source)
+        image = source[:, :-1] if isinstance(self.task, Inpaint) else source
+        return image + (options or self.sampling_options).strength * normal_numbers(keys, image.shape[1:])
+
+
+@pytest.mark.parametrize("batch_size", [7, 500])
+def test_random_translations_and_their_diversity_do_not_depend_on_the_batch(batch_size: int) -> None:
+    task = Inpaint(mask=Center(size=0.5))
+    data = data_of(ArrayDataset("grey pictures", 100 + pixels(500) // 5), task)  # so that noise does not leave the levels
+    method = AddsNoise(task)
+    extractor = LinearExtractor()
+    settings = {"num_images": 500, "num_samples": 3, "diversity_images": 400, "extractor": extractor}
+    found = paired(batch_size=batch_size, **settings).evaluate(method, data, CPU)
+    other = paired(batch_size=50, **settings).evaluate(AddsNoise(task), data, CPU)
+    assert found.values == pytest.approx(other.values, rel=1e-4)
+    assert method.count == 500 + 3 * 400  # those of the pixels are also those of the features
+    # Two draws of a normal distribution differ by 2 std / sqrt(pi) on average; levels are from -1 to 1.
+    expected = 0.1 * 2 / math.sqrt(math.pi) / 2
+    assert found.values["diversity_l1_hole"] == pytest.approx(expected, rel=0.05)
+    assert found.values["diversity_l1"] == pytest.approx(found.values["diversity_l1_hole"] / 4, rel=1e-4)
+    assert found.provenance["sampling"] == {"strength": 0.1, "num_samples": 3, "diversity_images": 400}
+
+
+def test_sampling_options_are_those_of_the_evaluation() -> None:
+    weak = paired(sampling={"strength": 0.0}, num_samples=2).evaluate(AddsNoise(), noise(), CPU)
+    assert weak.values["diversity_l1"] == 0.0
+    assert weak.values["psnr"] == paired().evaluate(Translator(), noise(), CPU).values["psnr"]
+    assert "diversity_l1" not in paired(num_samples=1).evaluate(AddsNoise(), noise(), CPU).values
+    for sampling, key in (({"strength": -1.0}, "sampling.strength"), ({"strenght": 1.0}, "strenght")):
+        with raises(ConfigError, key):
+            paired(sampling=sampling).check(AddsNoise())
+    with raises(ConfigError, "sampling"):
+        paired(sampling={"strength": 1.0}).check(Translator())
+    with raises(ValueError, "num_samples=0"):
+        paired(num_samples=0)

@@ -17,13 +17,16 @@ from genimg.methods.capabilities import (
     StyleOptions,
     TakesConditions,
     Translates,
+    TranslatesLabels,
     offers,
     require_whole_capabilities,
 )
+from genimg.methods.consistency import ConsistencyModel
 from genimg.methods.cut import CUT
 from genimg.methods.cyclegan import CycleGAN
 from genimg.methods.diffusion import Diffusion
 from genimg.methods.gan import GAN
+from genimg.methods.mean_flow import MeanFlow
 from genimg.methods.pix2pix import Pix2Pix
 from genimg.methods.restoration import Restoration
 from genimg.methods.vae import VAE
@@ -33,7 +36,8 @@ from genimg.methods.wae_rae import DeterministicAutoencoder
 
 EXPECTED = {
     GAN: {Generates, Exports, TakesConditions, RegularisesLazily},
-    Diffusion: {Generates, Exports, TakesConditions, SamplesNearby, HasLikelihood, Denoises, MeasuresData},
+    Diffusion: {Generates, Exports, TakesConditions, SamplesNearby, HasLikelihood, Denoises, MeasuresData, TranslatesLabels},
+    MeanFlow: {Generates, TakesConditions}, ConsistencyModel: {Generates, TakesConditions, MeasuresData},
     VAE: {Generates, Exports, TakesConditions, Reconstructs, SamplesNearby, HasLikelihood},
     VAEGAN: {Generates, Exports, TakesConditions, Reconstructs, SamplesNearby, HasLikelihood},
     VQVAE: {Generates, Exports, TakesConditions, Reconstructs},

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from errors import raises
 from torch import nn
@@ -175,9 +176,9 @@ def test_samples_near_an_image_start_from_its_noise():
     method = build("edm", network=PerfectDenoiser(), sampler=DiffusionOptions(sampler="heun", steps=60))
     image = batch(1)["image"] * 0.5
     drawn = method.draw(range(3), 0)
-    same = method.sample(method.perturb(image, drawn, 0.0))
+    same = method.sample(tiny.nearby(method, image, drawn, 0.0))
     torch.testing.assert_close(same, image.expand(3, -1, -1, -1), rtol=0, atol=0.02)
-    near, far = (method.sample(method.perturb(image, drawn, spread)) for spread in (0.2, 2.0))
+    near, far = (method.sample(tiny.nearby(method, image, drawn, spread)) for spread in (0.2, 2.0))
     assert 0 < (near - image).square().mean() < 0.3 * (far - image).square().mean()
 
 

@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from errors import raises
 from torch import distributions, nn
@@ -409,16 +410,16 @@ def test_samples_nearby_lie_around_the_mean_of_the_posterior():
     vae = build()
     drawn = vae.draw(range(3), 0)
     image = real_images()[:1]
-    near = vae.perturb(image, drawn, 0.0)
+    near = tiny.nearby(vae, image, drawn, 0.0)
     expected = vae.reconstruct({"image": image}).expand(3, -1, -1, -1)
     assert torch.allclose(vae.sample(near), expected, rtol=0, atol=1e-6)
-    wide = vae.perturb(image, drawn, 0.5)["latent"]
+    wide = tiny.nearby(vae, image, drawn, 0.5)["latent"]
     assert torch.allclose(wide - near["latent"], 0.5 * drawn["latent"], rtol=0, atol=1e-6)
 
 
 def test_without_spread_samples_nearby_are_the_reconstruction_also_in_a_hierarchy():
     vae = build(above=(4, 3))
-    near = vae.perturb(real_images()[:1], vae.draw(range(3), 0), 0.0)
+    near = tiny.nearby(vae, real_images()[:1], vae.draw(range(3), 0), 0.0)
     expected = vae.reconstruct({"image": real_images()[:1]}).expand(3, -1, -1, -1)
     assert torch.allclose(vae.sample(near), expected, rtol=0, atol=1e-5)
 
@@ -426,7 +427,7 @@ def test_without_spread_samples_nearby_are_the_reconstruction_also_in_a_hierarch
 def test_samples_nearby_of_a_conditional_model_have_the_label_that_was_drawn():
     vae = conditional()
     drawn = vae.draw(range(3), 0) | {"label": torch.full((3,), 2)}
-    near = vae.perturb(real_images()[:1], drawn, 0.0)
+    near = tiny.nearby(vae, real_images()[:1], drawn, 0.0)
     expected = vae.reconstruct({"image": real_images()[:1], "label": torch.tensor([2])})
     assert torch.equal(near["label"], drawn["label"])
     assert torch.allclose(vae.sample(near), expected.expand(3, -1, -1, -1), rtol=0, atol=1e-6)
@@ -435,13 +436,15 @@ def test_samples_nearby_of_a_conditional_model_have_the_label_that_was_drawn():
 def test_samples_nearby_of_a_hierarchy_lie_around_the_highest_latents_of_the_image():
     vae = build(above=(4, 3))
     drawn = vae.draw(range(3), 0)
-    near = vae.perturb(real_images()[:1], drawn, 0.0)
+    near = tiny.nearby(vae, real_images()[:1], drawn, 0.0)
     with torch.no_grad():
         latent = vae.eval().encoder(real_images()[:1], nothing(1))[:, 0]
         for each in vae.hierarchy:
             latent, _ = each.infer(latent)
     assert torch.allclose(near["latent"], latent.expand(3, -1), rtol=0, atol=1e-6)
-    assert torch.allclose(vae.perturb(real_images()[:1], drawn, 2.0)["latent"], latent + 2 * drawn["latent"], rtol=0, atol=1e-5)
+    assert torch.allclose(
+        tiny.nearby(vae, real_images()[:1], drawn, 2.0)["latent"], latent + 2 * drawn["latent"], rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -453,7 +456,7 @@ def test_looking_keeps_the_mode_and_the_batch_norm_statistics(training, above):
     drawn = vae.draw(range(4), 0)
     vae.sample(drawn)
     vae.reconstruct(batch)
-    vae.perturb(batch["image"][:1], drawn, 1.0)
+    tiny.nearby(vae, batch["image"][:1], drawn, 1.0)
     vae.preview(batch, drawn)
     vae.log_likelihood(batch, 2, keys(4))
     vae.check({"image": real_images()})

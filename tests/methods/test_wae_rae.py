@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import tiny
 import torch
 from errors import raises
 from torch import nn
@@ -208,9 +209,9 @@ def test_reconstructions_decode_the_latent_and_repeat():
 def test_nearby_samples_lie_around_an_images_latent():
     method, image = trained(), data(1)["image"]
     drawn = method.draw(range(400), 0)
-    still = method.perturb(image, drawn, 0.0)
+    still = tiny.nearby(method, image, drawn, 0.0)
     assert torch.allclose(method.sample(still), method.reconstruct({"image": image}).expand(400, -1, -1, -1), atol=1e-5)
-    moved = method.perturb(image, drawn, 0.5)["latent"] - still["latent"]
+    moved = tiny.nearby(method, image, drawn, 0.5)["latent"] - still["latent"]
     assert torch.allclose(moved, 0.5 * (drawn["latent"] - method.density.mean()), atol=1e-5)
     assert moved.std().item() == pytest.approx(0.5 * method.density.latents.std(dim=0).square().mean().sqrt().item(), rel=0.2)
 
@@ -234,7 +235,7 @@ def test_labels_are_read_drawn_and_shown_by_row():
     batch = data(12, num_classes=3)
     assert not torch.allclose(method.reconstruct(batch), method.reconstruct(batch | {"label": (batch["label"] + 1) % 3}))
     assert method.preview(batch, drawn)["samples"].shape[0] == 3
-    near = method.perturb(batch["image"][:1], drawn | {"label": torch.zeros(12, dtype=torch.int64)}, 0.0)
+    near = tiny.nearby(method, batch["image"][:1], drawn | {"label": torch.zeros(12, dtype=torch.int64)}, 0.0)
     assert torch.allclose(method.sample(near)[:1], method.reconstruct(data(1, num_classes=3)), atol=1e-5)
 
 

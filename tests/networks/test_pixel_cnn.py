@@ -7,7 +7,7 @@ from errors import raises
 from scipy import stats
 
 from genimg.networks.conditioning import ConditionEncoder, OneHot, Unconditional
-from genimg.networks.pixel_cnn import PixelCNN, _inverse_cdf
+from genimg.networks.pixel_cnn import PixelCNN, inverse_cdf
 
 
 def prior(**changes: Any) -> PixelCNN:
@@ -117,10 +117,10 @@ def test_dropout_is_for_training_alone():
     assert not torch.equal(network(grid, nothing(2)), network(grid, nothing(2)))
 
 
-def test_inverse_cdf_takes_the_code_whose_interval_holds_the_number():
+def testinverse_cdf_takes_the_code_whose_interval_holds_the_number():
     logits = torch.tensor([0.0, 0.25, 0.5, 0.0, 0.25, 0.0]).log()  # codes of probability 0 at both ends and in between
     numbers = torch.tensor([0.0, 0.1, 0.26, 0.5, 0.74, 0.76, 0.9, 1 - 2**-24])
-    found = _inverse_cdf(logits.expand(8, -1), numbers)
+    found = inverse_cdf(logits.expand(8, -1), numbers)
     assert found.tolist() == [1, 1, 2, 2, 2, 4, 4, 4]
 
 

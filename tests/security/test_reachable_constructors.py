@@ -43,12 +43,19 @@ HARMLESS = {
     "genimg.evaluation.extractors.classifier.Classifier.sha256",  # what the digest of a marked path must be
     "genimg.evaluation.extractors.custom.CustomExtractor.weights_sha256",
     "genimg.evaluation.extractors.custom.Module.sha256",
+    "genimg.methods.latent_space.FrozenAutoencoder.sha256",  # a record, compared with that of packed latents
+    "genimg.methods.consistency.ConsistencyModel.path",
+    "genimg.methods.latent_diffusion.LatentDiffusion.path",
     "genimg.diffusion.denoiser.Denoiser.path",  # a path from images to noise
+    "genimg.diffusion.predictions.prediction_of.path",
     "genimg.diffusion.predictions.require_fitting_prediction.path",
     "genimg.diffusion.reverse.log_density.path",
     "genimg.diffusion.reverse.to_noise.path",
     "genimg.diffusion.samplers.Trajectory.path",
     "genimg.methods.diffusion.Diffusion.path",
+    "genimg.methods.diffusion_sampling.check_options.path",
+    "genimg.methods.diffusion_sampling.spacing_of.path",
+    "genimg.methods.diffusion_translation.DiffusionTranslation.path",
     "genimg.methods.gan.as_discriminator_output.output",
     "genimg.methods.base.require_shape.output",
     "genimg.training.ema.chosen_weights.weights",  # the name of an average

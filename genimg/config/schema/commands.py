@@ -36,11 +36,22 @@ class Train:
     optimizer_overrides: dict[str, Any] = option(
         "Settings per parameter group, such as +optimizer_overrides.discriminator.lr=4e-4", {}
     )
+    expected: list[Any] = option(
+        "Published points of the training curve, [{images: 6000000, metric: fid50k, value: 9.16, tolerance: 1, source: ...}]; "
+        "the run says whether it is on the curve",
+        [],
+    )
     run_dir: str = option(
         "Directory of the run; default: a new one, with -2, -3, ... appended for runs started in the same second",
         "${genimg.new_run_dir:outputs/${now:%Y-%m-%d}/${now:%H-%M-%S}_${hydra:runtime.choices.model}_${hydra:runtime.choices.data}}",
         type="directory",
         heading="Run",
+    )
+    init_from: str | None = option(
+        "Checkpoint or run directory whose weights a new run starts from, averaged ones if it kept an average; the optimizer, "
+        "the averages and the number of images start from the beginning",
+        None,
+        type="path | null",
     )
     resume: str | None = option(
         "auto: continue the run in run_dir, if any; a checkpoint or run directory: continue that run; null: never resume",
@@ -98,6 +109,13 @@ class Eval:
         "For folders and .npz files: [low, high], the values that become black and white, as in data.range", None
     )
     inception_weights: str | None = option("Path of the Inception weights", None, type="path | null")
+
+    surface: dict[str, Any] = option(
+        "Lists of values by axis, such as {steps: [5,10], weights: [ema,raw]}: measure every combination; an axis is weights "
+        "or a sampling option of the model",
+        {},
+        heading="Operating surface",
+    )
 
     neighbors: int = option("Number of generated images to show with their nearest real images", 0, heading="Memorisation")
     held_out: str | None = option(
@@ -190,6 +208,13 @@ class Translate:
         one_of=("eval", "train"),
     )
 
+    label_from: Any = option(
+        "For a diffusion model with labels: class of the images, a name, a number, or index:N for a position; null: none",
+        None,
+        type="text | int | null",
+    )
+    label_to: Any = option("Class to translate to, likewise", None, type="text | int | null")
+
     input: str = option("Image, or directory of images with its subdirectories", type="path", heading="Input")
     mask: str | None = option(
         "For inpainting, white where pixels are missing: one file, or a directory with the same file names as the images",
@@ -206,7 +231,16 @@ class Translate:
     overlap: int = option("Pixels by which a tile extends into each neighbour", 32)
     batch_size: int = option("Number of images of equal size, or of tiles, per batch", 8)
     seed: int = seed_option(
-        "Seed of dropout in model_mode=train; each result depends only on the seed and on the image's position in the directory"
+        "Seed of random translations, and of dropout in model_mode=train; each result depends only on the seed and on the "
+        "image's position in the directory"
+    )
+    num_samples: int = option(
+        "Number of translations of each image, NAME_0.png and so on, for a model whose translations are random", 1
+    )
+    sampling: dict[str, Any] = option(
+        "Sampling options of such a model, written without this prefix, such as steps=10; genimg-translate ckpt=RUN --help "
+        "lists them",
+        {},
     )
 
     output: str = option("Directory; every image keeps its name, with the suffix .png", type="directory", heading="Output")
@@ -248,6 +282,12 @@ class Prepare:
     max_corrupt: int | None = option(
         "Number of undecodable images to skip before stopping; null: skip all and list them in corrupt.txt", None
     )
+    autoencoder: str | None = option(
+        "Run or checkpoint of an autoencoder whose latents are packed, too, for latent diffusion; null: none",
+        None,
+        type="path | null",
+    )
+    device: str = option("Device of the autoencoder", "auto", type=_DEVICE)
     allow: list[str] = option(_ALLOW, [])
     traceback: bool = option(_TRACEBACK, False)
 

@@ -145,6 +145,20 @@ class Likelihood(Evaluation):
 
 
 @dataclass
+class Reconstruction(Evaluation):
+    """Evaluation of reconstructions of held-out images."""
+
+    num_images: int = option("Maximum number of held-out images, chosen at random, stratified by class", 5000)
+    batch_size: int = option("Number of images per batch; does not influence the values", 100)
+    extractor: Any = option("Feature extractor", type="mapping")
+    lpips: Any = option(
+        "{_target_: genimg.evaluation.image_metrics.LPIPS, backbone: alex, backbone_weights: FILE, linear_weights: FILE}",
+        None,
+        type="mapping | null",
+    )
+
+
+@dataclass
 class _Translation(Evaluation):
     """Evaluation of translations of held-out images."""
 
@@ -171,6 +185,11 @@ class PairedTranslation(_Translation):
         None,
         type="mapping | null",
     )
+    sampling: dict[str, Any] = option(
+        "For random translations: options such as {steps: 10}; genimg-translate ckpt=RUN --help lists those of a model", {}
+    )
+    num_samples: int = option("For random translations: number of translations per image for diversity_l1; 1: no diversity", 4)
+    diversity_images: int = option("For random translations: maximum number of images for diversity_l1", 100)
 
 
 @dataclass
@@ -336,8 +355,8 @@ GROUPS: dict[str, dict[str, type]] = {
     "trainer": {"trainer": Trainer},
     "performance": {"performance": Performance},
     "evaluation": {
-        "distances": Distances, "likelihood": Likelihood, "paired_translation": PairedTranslation,
-        "unpaired_translation": UnpairedTranslation,
+        "distances": Distances, "likelihood": Likelihood, "reconstruction": Reconstruction,
+        "paired_translation": PairedTranslation, "unpaired_translation": UnpairedTranslation,
     },
     "data": {
         "folder": Folder, "imagenet": ImageNet, "torchvision": Torchvision, "npz": Npz, "prepared": Prepared, "shapes": Shapes,

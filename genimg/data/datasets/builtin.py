@@ -47,10 +47,12 @@ class ImageDataset(ABC):
         task: Task that splits each image into source and target, if the images are pairs; None otherwise.
         validation: Held-out images of the same kind; None if there are none.
         fingerprint: Hexadecimal digest of everything that determines the images, without their labels; a cache key.
+        latent_key: Key in batches of the images' latents, which contains the digest of their autoencoder; None for none.
     """
 
     name: str
     shape: tuple[int, int, int]
+    latent_key: str | None = None
     labels: NDArray[np.int64] | None = None
     class_names: tuple[str, ...] = ()
     captioned: bool = False
@@ -98,6 +100,10 @@ class ImageDataset(ABC):
     def captions(self, indices: NDArray[np.int64]) -> list[str | None]:
         """Return the captions of images. Datasets that can read many captions at once override this."""
         return [self.caption(index) for index in indices.tolist()]
+
+    def latents(self, indices: NDArray[np.int64]) -> NDArray[np.float16]:
+        """Return the latents of images, float16 [N, C, h, w], if there is a ``latent_key``."""
+        raise NotImplementedError
 
 
 class ArrayDataset(ImageDataset):

@@ -27,6 +27,7 @@ from genimg.data.packed_files import (
     read_whole,
     require_size,
 )
+from genimg.data.packed_latents import PackedLatents
 from genimg.errors import ConfigError, DataError
 from genimg.types import height_width
 from genimg.utils.json_text import parse_json
@@ -64,6 +65,8 @@ class PreparedDataset(ImageDataset):
         self.captioned = description.captioned
         if description.captioned:
             read_whole(folder / CAPTIONS, description)
+        self._latents = None if description.latents is None else PackedLatents(folder, description)
+        self.latent_key = None if self._latents is None else self._latents.key
         counts = [shard.num_images for shard in description.shards]
         self._starts = np.cumsum([0, *counts])  # index of each shard's first image, and the total
         self._opened: dict[int, NDArray[np.uint8]] = {}
@@ -104,6 +107,10 @@ class PreparedDataset(ImageDataset):
                     f"{self.folder / self.description.shards[number].file}: image {index - self._starts[number]} of this file "
                     f"differs from the packed one (image {index} of the dataset): copy the file again, or pack the images again"
                 )
+
+    def latents(self, indices: NDArray[np.int64]) -> NDArray[np.float16]:
+        assert self._latents is not None
+        return self._latents.read(indices)
 
     def caption(self, index: int) -> str | None:
         return self._captions[index] if self.description.captioned else None

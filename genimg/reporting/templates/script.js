@@ -235,9 +235,10 @@
       const height = Math.round(Math.max(200, Math.min(300, width * 0.56)));
       const left = 54, right = 12, top = 12, bottom = 32;
       const shown = this.chart.series.filter((series) => !hidden.has(series.run));
-      const canBe = shown.every((series) => [...series.y, ...series.bounds.map(([, low]) => low)].every((value) => value > 0));
+      const canBe = this.chart.expected.every(([, value]) => value > 0) && shown.every((series) => [...series.y, ...series.bounds.map(([, low]) => low)].every((value) => value > 0));
       const isLog = this.isLog = logarithmic && canBe && shown.length > 0;
       const numbers = shown.flatMap((series) => [...series.y, ...series.bounds.flatMap(([, low, high]) => [low, high])]);
+      if (shown.length) numbers.push(...this.chart.expected.map(([, value]) => value));
       const low = numbers.length ? Math.min(...numbers) : 0, high = numbers.length ? Math.max(...numbers) : 1;
       const ticks = isLog ? logTicks(low, high, 6) : niceTicks(low, high, 5);
       const last = Math.max(1, ...this.chart.series.map((series) => series.x[series.x.length - 1]));
@@ -255,12 +256,18 @@
         if (tick <= last * 1.0001) picture.append(svg("text", { class: "tick x", x: Math.min(this.x(tick), width - 16), y: height - bottom + 18 }, short(tick)));
       }
       picture.append(svg("line", { class: "axis", x1: left, x2: width - right, y1: height - bottom, y2: height - bottom }));
+      if (shown.length) for (const [images, value, tolerance] of this.chart.expected) this.published(images, value, tolerance, picture, [ticks[0], ticks[ticks.length - 1]]);
       this.lines = shown.map((series) => this.line(series, picture));
       this.cursor = svg("line", { class: "cursor", y1: top, y2: height - bottom, visibility: "hidden" });
       picture.append(this.cursor);
       this.box.replaceChildren(picture);
       this.times = [...new Set(shown.flatMap((series) => series.x))].sort((a, b) => a - b);
       this.announce(this.times.length - 1);
+    }
+    published(images, value, tolerance, picture, [low, high]) {
+      const x = this.x(images), within = (number) => this.y(Math.min(Math.max(number, low), high));
+      picture.append(svg("line", { class: "tolerance", x1: x, x2: x, y1: within(value - tolerance), y2: within(value + tolerance) }));
+      picture.append(svg("path", { class: "published", d: `M${x},${this.y(value)}h0` }));
     }
     line(series, picture) {
       const group = svg("g", { class: `run ${looks[series.run]}` });

@@ -1,8 +1,9 @@
-"""genimg-eval with evaluation=likelihood: the likelihood of images under a checkpoint's model."""
+"""genimg-eval with evaluation=likelihood or reconstruction: held-out images under a checkpoint's model."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -20,18 +21,20 @@ from genimg.data.loader import ImageLoader
 from genimg.errors import ConfigError, DataError
 from genimg.evaluation.likelihood import LikelihoodEvaluator
 from genimg.evaluation.result import Evaluation
-from genimg.methods.capabilities import HasLikelihood
 from genimg.types import height_width
 from genimg.utils.distributed import first_of_each_host
 
 _KEYS = {
-    "ckpt", "which", "weights", "evaluation", "device", "num_images", "num_samples", "batch_size", "seed", "data_root",
-    "split", "real", "range", "output", "provenance", "allow", "traceback",
+    "ckpt", "which", "weights", "evaluation", "device", "num_images", "batch_size", "data_root", "split", "real", "range",
+    "output", "provenance", "allow", "traceback",
 }  # fmt: skip
+_OF_LIKELIHOOD = ("num_samples", "seed")
 
 
-def evaluate_likelihood(request: Request, checkpoint: TrainedCheckpoint, device: torch.device) -> Evaluation:
-    """Print, and write if requested, the likelihood of held-out images, of another split or of the images of ``real=``.
+def evaluate_held_out(request: Request, checkpoint: TrainedCheckpoint, device: torch.device) -> Evaluation:
+    """Print, and write if requested, the likelihood or the reconstructions of held-out or other images.
+
+    They are those of another split with ``split=``, or the images of ``real=``.
 
     Args:
         request: The options.
@@ -42,16 +45,16 @@ def evaluate_likelihood(request: Request, checkpoint: TrainedCheckpoint, device:
         ConfigError: If a setting has no effect here.
         DataError: If images do not fit the model.
     """
-    if useless := sorted(request.typed.keys() - _KEYS):
-        raise ConfigError(f"{request.typed[useless[0]]} has no effect with evaluation=likelihood: remove it")
     options, config, builder = request.options, checkpoint.config, checkpoint.builder
-    evaluation = with_numbers(config["evaluation"], options, ("num_images", "num_samples", "batch_size", "seed"))
-    evaluator = build_evaluator(evaluation, builder)
-    assert isinstance(evaluator, LikelihoodEvaluator)
-    method = checkpoint.method(device)
+    kind = builder.locate(config["evaluation"]["_target_"], "evaluation")
+    own, name = (_OF_LIKELIHOOD, "likelihood") if issubclass(kind, LikelihoodEvaluator) else ((), "reconstruction")
+    if useless := sorted(request.typed.keys() - _KEYS.union(own)):
+        raise ConfigError(f"{request.typed[useless[0]]} has no effect with evaluation={name}: remove it")
+    evaluation = with_numbers(config["evaluation"], options, ("num_images", "batch_size", *own))
+    evaluator: Any = build_evaluator(evaluation, builder)
+    method: Any = checkpoint.method(device)
     with mounted("evaluation", evaluator):
         evaluator.check(method)
-    assert isinstance(method, HasLikelihood)
     with first_of_each_host():
         if request.real is not None:
             data = _images(request.real, request.reader(builder, device), checkpoint.facts)
@@ -80,7 +83,9 @@ def _images(real: str | ImageDataset, reader: ImageReader, facts: DataFacts) -> 
     """
     side = replace(reader, image_size=facts.image_size, channels=facts.channels).read("real", real)
     if side.images is None:
-        raise ConfigError(f"real={title(real)} holds statistics, but a likelihood needs images: give images")
+        raise ConfigError(
+            f"real={title(real)} holds statistics, but evaluation=likelihood or reconstruction needs images: give images"
+        )
     return side.images.data
 
 

@@ -1,0 +1,81 @@
+"""Start a training from the weights of another run's checkpoint: ``init_from``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from genimg.api.checkpoints import TrainedCheckpoint
+from genimg.errors import ConfigError
+from genimg.evaluation.extractors.base import sha256_of
+from genimg.methods.base import Method
+
+log = logging.getLogger(__name__)
+
+_MOST_LINES = 10  # of the table of tensors that do not match
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Weights of a checkpoint, from which another training starts.
+
+    Attributes:
+        given: Checkpoint or run directory that the user gave.
+        tensors: Weights and buffers by name.
+        record: Path, SHA-256 digest, number of images and kind of the weights, for the new run's checkpoints.
+    """
+
+    given: str
+    tensors: Mapping[str, Tensor]
+    record: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, given: str, allow: Sequence[str]) -> InitialWeights:
+        """Read the weights that were evaluated during that training: averaged ones, if it kept an average.
+
+        Only tensors are used, and no object of the checkpoint's config is built.
+
+        Args:
+            given: Checkpoint or run directory.
+            allow: Packages that the user trusts in addition to genimg.
+
+        Raises:
+            CheckpointError: If there is no checkpoint, or it is broken.
+        """
+        found = TrainedCheckpoint.open(given, allow=allow, key="init_from")
+        record = {
+            "path": str(found.path.resolve()),
+            "sha256": sha256_of(found.path),
+            "images": found.images,
+            "weights": found.weights_label,
+        }
+        log.info("starting from %s: weights %s, trained on %d images", found.path, found.weights_label, found.images)
+        return cls(given, found.tensors, record)
+
+    def load_into(self, method: Method) -> None:
+        """Replace all weights and buffers of a method. Buffers that follow from the data are set afterwards.
+
+        Raises:
+            ConfigError: If a name or shape does not match; the message lists the tensors.
+        """
+        wanted = {name: list(tensor.shape) for name, tensor in method.state_dict().items()}
+        found = {name: list(tensor.shape) for name, tensor in self.tensors.items()}
+        names = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
+        if names:
+            rows = [f"{name}: {_shape(wanted, name)}, {_shape(found, name)}" for name in names[:_MOST_LINES]]
+            more = [f"and {len(names) - _MOST_LINES} more"] if len(names) > _MOST_LINES else []
+            raise ConfigError(
+                f"init_from={self.given} does not fit this model: {len(names)} of {len(wanted | found)} tensors differ (this "
+                "model, the checkpoint):\n  " + "\n  ".join([*rows, *more]),
+                "choose the same network, data.image_size, data.channels and conditioning as in that run's config.yaml",
+                key="init_from",
+            )
+        method.load_state_dict(dict(self.tensors))
+
+
+def _shape(shapes: Mapping[str, list[int]], name: str) -> str:
+    return str(shapes[name]) if name in shapes else "absent"

@@ -1,0 +1,85 @@
+"""Latents of packed images, encoded once by a trained autoencoder: ``latents.npy``, float16 [N, C, h, w], and their CRC-32."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genimg.data.packed_files import LATENT_CHECKSUMS, Description, check_header, damaged, read_vector, require_size
+from genimg.errors import DataError
+
+LATENTS = "latents.npy"
+LATENT = "latent_"
+"""Beginning of the key of latents in a batch; the digest of the autoencoder's weights follows."""
+
+
+@dataclass(frozen=True)
+class LatentEncoder:
+    """Encoder of images into latents.
+
+    Attributes:
+        encode: Function from uint8 images [N, C', H, W] to latents, float16 [N, C, h, w].
+        shape: Shape (C, h, w) of the latents of an image.
+        sha256: Digest of the autoencoder's weights.
+        run: Path of its checkpoint, for the record.
+    """
+
+    encode: Callable[[NDArray[np.uint8]], NDArray[np.float16]]
+    shape: tuple[int, int, int]
+    sha256: str
+    run: str
+
+
+class PackedLatents:
+    """The latents of a packed directory, read through a memory map that each process opens when needed.
+
+    Args:
+        folder: Directory written by genimg-prepare.
+        description: Description of its content, which has latents.
+
+    Raises:
+        DataError: If a file is missing, truncated, or does not match the description.
+    """
+
+    def __init__(self, folder: Path, description: Description) -> None:
+        assert description.latents is not None
+        self.key = LATENT + description.latents.sha256
+        self._path = folder / LATENTS
+        self._shape = (description.num_images, *description.latents.shape)
+        size = 2 * math.prod(self._shape)
+        require_size(self._path, None)
+        with open(self._path, "rb") as file:
+            self._offset = check_header(file, self._path, self._shape, np.float16)
+        require_size(self._path, self._offset + size)
+        self._checksums = read_vector(folder / LATENT_CHECKSUMS, description, np.uint32)
+        self._opened: NDArray[np.float16] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Omit the memory map, because pickling it would send all latents to the worker."""
+        return {**self.__dict__, "_opened": None}
+
+    def read(self, indices: NDArray[np.int64]) -> NDArray[np.float16]:
+        """Return the latents of images, float16 [N, C, h, w].
+
+        Raises:
+            DataError: If they differ from the packed ones.
+        """
+        if self._opened is None:
+            try:
+                self._opened = np.asarray(np.memmap(self._path, np.float16, "r", self._offset, self._shape))
+            except ValueError as error:
+                raise damaged(self._path, str(error)) from error
+        latents = self._opened[indices]
+        for row, (index, checksum) in enumerate(zip(indices.tolist(), self._checksums[indices].tolist(), strict=True)):
+            if zlib.crc32(latents[row]) != checksum:
+                raise DataError(
+                    f"the latents of image {index} in {self._path} differ from the packed ones: pack the images again"
+                )
+        return latents

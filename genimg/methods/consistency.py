@@ -1,0 +1,210 @@
+"""Consistency models: a denoiser whose estimates agree along the way from noise to an image, and so generates in one step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from genimg.diffusion.denoiser import Denoiser
+from genimg.diffusion.noise import NOISE, TIME, normal
+from genimg.diffusion.paths import VarianceExploding
+from genimg.diffusion.times import Times
+from genimg.errors import ConfigError
+from genimg.losses.few_steps import ConsistencyLoss
+from genimg.methods.base import Update, require_shape
+from genimg.methods.capabilities import SamplingOptions, setting
+from genimg.methods.conditional import ConditionalMethod, shared_encoder
+from genimg.methods.modes import eval_mode
+from genimg.types import Batch, Metrics, Microbatches, Progress, height_width
+from genimg.utils.durations import NumImages
+from genimg.utils.rng import Stream, keys_of, mixed_keys, normal_latents
+
+_MIDDLE = 0.821  # noise before the second step on CIFAR-10: Geng et al. 2024, the authors' code
+_SHARPNESS = 8.0  # k of the mapping from t to r, section 3; b is 1
+
+
+@dataclass(frozen=True)
+class ConsistencyOptions(SamplingOptions):
+    """Options of sampling from a consistency model.
+
+    Raises:
+        ValueError: If an option is out of range or without effect.
+    """
+
+    steps: int = setting("Number of steps, 1 or 2", 1)
+    middle: int | float | None = setting("Standard deviation of the new noise before the second step; null: 0.821", None)
+
+    def __post_init__(self) -> None:
+        if self.steps not in (1, 2):
+            raise ValueError(f"steps={self.steps} must be 1 or 2")
+        if self.middle is not None and self.steps == 1:
+            raise ValueError(f"middle={self.middle:g} has no effect with steps=1: set steps=2, or choose null")
+        if self.middle is not None and not self.middle > 0:
+            raise ValueError(f"middle={self.middle:g} must be above 0")
+
+    @property
+    def num_evaluations(self) -> int:
+        """Number of times that the network is evaluated for one image."""
+        return self.steps
+
+
+class ConsistencyModel(ConditionalMethod):
+    """Geng et al., "Consistency models made easy", 2024 (ECT).
+
+    The denoiser D of EDM (Karras et al. 2022) is trained to estimate the same image from more noise, x + t e, as from less,
+    x + r e. Where r is 0, the target is the image x. The distance from t to r shrinks in stages. The training should start from
+    the weights of a diffusion model (``init_from``), of which it is a fine-tuning.
+
+    Noise and time of a training sample depend only on the seed and its position in training. Both passes have the same dropout
+    mask.
+
+    Args:
+        network: Network as that of ``methods.diffusion``, with one time.
+        path: EDM's path.
+        times: Distribution of the larger time t.
+        loss: Distance of the two estimates.
+        sampling: Default options of sampling.
+        sigma_data: Standard deviation of the data, or ``auto`` to measure it before training.
+        ratio: The number q, above 1: at stage s, counted from 1, the mapping is r = max(0, 1 - (1 + 8 sigmoid(-t)) / q^s) t.
+        stage: Length of a stage; None for a single stage.
+        image_size: Size of the images in pixels, one number or [height, width].
+        channels: Number of channels of the images.
+
+    Raises:
+        ValueError: If a number is out of range.
+        ConfigError: If the network does not take one time, or times do not fit the path.
+    """
+
+    loss_type = ConsistencyLoss
+    inference_networks = ("denoiser",)
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        path: VarianceExploding,
+        times: Times,
+        loss: ConsistencyLoss,
+        sampling: ConsistencyOptions,
+        sigma_data: float | str,
+        ratio: float,
+        stage: NumImages | None,
+        image_size: int | Sequence[int],
+        channels: int,
+    ) -> None:
+        super().__init__()
+        self.measures_data = sigma_data == "auto"
+        if not self.measures_data and (isinstance(sigma_data, str) or not sigma_data > 0):
+            raise ValueError(f"sigma_data={sigma_data} must be a number above 0, or auto")
+        if not ratio > 1:
+            raise ValueError(f"ratio={ratio} must be above 1")
+        if stage is not None and stage < 1:
+            raise ValueError(f"stage={stage} must be one image or more, or null for a single stage")
+        if not isinstance(path, VarianceExploding):
+            raise ConfigError(
+                f"path={type(path).__name__} does not work with this method: choose VarianceExploding", key="path"
+            )
+        for name, usual in (("num_times", 1), ("augment_dim", 0)):
+            if (given := getattr(network, name, usual)) != usual:
+                raise ConfigError(f"network.{name}={given} does not work with this method: set {usual}", key=f"network.{name}")
+        self.denoiser = Denoiser(network, path, "edm", 0.5 if isinstance(sigma_data, str) else float(sigma_data))
+        self.times, self.loss = times, loss
+        self.ratio, self.stage = ratio, stage
+        self.shape = (channels, *height_width(image_size))
+        self._read_conditions(shared_encoder(network=network))
+        self.batch_keys = (*self.batch_keys, "noise_key")
+        self._sampling = sampling
+        try:
+            times.check(path)
+        except ValueError as error:
+            raise ConfigError(f"times do not fit the path: {error}", key="times") from error
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {"denoiser": list(self.denoiser.parameters())}
+
+    def set_data_statistics(self, images: Tensor) -> None:
+        """Set sigma_data, if it is ``auto``, to the standard deviation of images [N, C, H, W] in [-1, 1]."""
+        if self.measures_data:
+            self.denoiser.sigma_data.fill_(images.double().std(correction=0).clamp(min=1e-3))
+
+    # Training
+
+    def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
+        return update("denoiser", partial(self._loss, images=progress.images), batch)
+
+    def earlier(self, time: Tensor, images: int) -> Tensor:
+        """Return the smaller times r for times t [N], at a number of images seen."""
+        stage = 1 if self.stage is None else images // self.stage + 1
+        return time * (1.0 - (1.0 + _SHARPNESS * torch.sigmoid(-time)) * self.ratio**-stage).clamp(min=0.0)
+
+    def _loss(self, batch: Batch, images: int) -> tuple[Tensor, Metrics]:
+        image, key, condition = batch["image"].float(), batch["noise_key"], self._condition(batch)
+        noise = normal(mixed_keys(key, NOISE), image.shape[1:])
+        time = self.times.at(mixed_keys(key, TIME), self.denoiser.path)
+        target = self._target(image, noise, time, self.earlier(time, images), condition)
+        estimate = self.denoiser.estimate(self.denoiser.mixed(image, noise, time), time, condition)
+        distance = self.loss.of_images(estimate, target)
+        loss = (distance / (time - self.earlier(time, images))).mean()
+        return loss, {"loss/consistency": loss.detach(), "loss/distance": distance.detach().mean()}
+
+    def _target(self, image: Tensor, noise: Tensor, time: Tensor, earlier: Tensor, condition: Tensor) -> Tensor:
+        """Return the estimates [N, C, H, W] at the smaller times, without a graph; the images where these are 0."""
+        is_image = earlier == 0.0
+        safe = torch.where(is_image, time, earlier)  # the network is told ln r
+        generators = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.no_grad(), torch.random.fork_rng(generators):  # restored afterwards, so the next pass has the same mask
+            estimate = self.denoiser.estimate(self.denoiser.mixed(image, noise, safe), safe, condition)
+        return torch.where(is_image[:, None, None, None], image, estimate)
+
+    def check(self, batch: Batch) -> None:
+        with torch.no_grad(), eval_mode(self.denoiser):
+            image = batch["image"]
+            batch = self._with_conditions(image) | {"noise_key": torch.arange(len(image), device=image.device)}
+            time = self.times.at(batch["noise_key"], self.denoiser.path)
+            require_shape("network", self.denoiser(image, time, self._condition(batch)), image, "the data's images")
+            self._loss(batch, 0)
+
+    # Sampling
+
+    @property
+    def sampling_options(self) -> ConsistencyOptions:
+        return self._sampling
+
+    def draw(self, indices: Sequence[int], seed: int) -> Batch:
+        """Draw the noise at the start, as flat ``latent``, and the keys of the noise of the second step."""
+        keys = keys_of(seed, Stream.PIXEL_NOISE, np.asarray(indices, dtype=np.int64))
+        latent = normal_latents(seed, indices, math.prod(self.shape))
+        return {"latent": latent, "noise_key": torch.from_numpy(keys.view(np.int64))} | self._draw_conditions(indices, seed)
+
+    def check_options(self, options: ConsistencyOptions) -> None:
+        if options.middle is not None and not options.middle < self.denoiser.path.end:
+            raise ConfigError(
+                f"middle={options.middle:g} must be below {self.denoiser.path.end:g}, the noise at the start", key="middle"
+            )
+
+    @torch.no_grad()
+    def sample(self, batch: Batch, options: ConsistencyOptions | None = None) -> Tensor:
+        options, condition = options or self.sampling_options, self._condition(batch)
+        noise = batch["latent"].view(-1, *self.shape)
+        with eval_mode(self.denoiser):
+            image = self._estimate(torch.zeros_like(noise), noise, self.denoiser.path.end, condition)
+            if options.steps == 2:
+                middle = _MIDDLE if options.middle is None else float(options.middle)
+                image = self._estimate(image, normal(mixed_keys(batch["noise_key"], NOISE), self.shape), middle, condition)
+        return image.clamp(-1.0, 1.0)
+
+    def _estimate(self, image: Tensor, noise: Tensor, sigma: float, condition: Tensor) -> Tensor:
+        time = sigma * torch.ones_like(noise[:, 0, 0, 0])  # not ``full``, which would fix an exported program's batch size
+        return self.denoiser.estimate(image + sigma * noise, time, condition)
+
+    # Previews
+
+    def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
+        """Return samples with the default options."""
+        return {"samples": self._sample_by_class(drawn)}

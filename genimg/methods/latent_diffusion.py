@@ -1,0 +1,120 @@
+"""Diffusion in the latents of an autoencoder: Rombach et al., "Latent diffusion models", CVPR 2022."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from genimg.data.packed_latents import LATENT
+from genimg.diffusion.paths import Path
+from genimg.diffusion.times import Times
+from genimg.errors import ConfigError
+from genimg.losses.denoising import DenoisingLoss
+from genimg.methods.diffusion import Diffusion
+from genimg.methods.diffusion_options import DiffusionOptions
+from genimg.methods.export_spec import ExportSpec
+from genimg.methods.latent_space import FrozenAutoencoder
+from genimg.types import Batch, height_width
+
+_ENCODED_AT_ONCE = 64  # images, when the statistics are measured
+
+
+class LatentDiffusion(Diffusion):
+    """Diffusion or flow matching of the latents of a trained autoencoder, which makes images of them.
+
+    Latents are standardised for each channel, with the mean and standard deviation over random training images. Both are
+    measured once before training, and are part of the checkpoint, as are the autoencoder's weights. If the data holds latents
+    of the same autoencoder (``genimg-prepare autoencoder=RUN``), images are not encoded in each step.
+
+    Args:
+        autoencoder: The trained autoencoder.
+        network: Constructor of the network; its ``channels`` and ``image_size`` are given, those of the latents.
+        path, prediction, times, loss, sampler, sigma_data, condition_dropout: See ``Diffusion``.
+        image_size: Size of the images in pixels, one number or [height, width].
+        channels: Number of channels of the images.
+
+    Raises:
+        ValueError: If the parts are incompatible or a number is out of range.
+    """
+
+    log_likelihood = None  # type: ignore[assignment]  # that of the latents is not that of the images
+
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(
+        self,
+        *,
+        autoencoder: FrozenAutoencoder,
+        network: Callable[..., nn.Module],
+        path: Path,
+        prediction: str,
+        times: Times,
+        loss: DenoisingLoss,
+        sampler: DiffusionOptions,
+        sigma_data: float | str | None,
+        condition_dropout: float,
+        image_size: int | Sequence[int],
+        channels: int,
+    ) -> None:
+        autoencoder.require_shape((channels, *height_width(image_size)))
+        latent_channels, height, width = autoencoder.latent_shape
+        super().__init__(
+            network=network(channels=latent_channels, image_size=[height, width]),
+            path=path,
+            prediction=prediction,
+            times=times,
+            loss=loss,
+            sampler=sampler,
+            sigma_data=sigma_data,
+            condition_dropout=condition_dropout,
+            image_size=[height, width],
+            channels=latent_channels,
+        )
+        self.autoencoder = autoencoder
+        self.register_buffer("latent_mean", torch.zeros(latent_channels, 1, 1))
+        self.register_buffer("latent_std", torch.ones(latent_channels, 1, 1))
+        self._latent_key = LATENT + autoencoder.sha256
+        self.optional_batch_keys = (self._latent_key,)
+        self._measures_sigma, self.measures_data = self.measures_data, True
+
+    def set_data_statistics(self, images: Tensor) -> None:
+        """Set the statistics of the latents from images [N, C, H, W] in [-1, 1], and sigma_data if it is ``auto``."""
+        latents = torch.cat([self.autoencoder.encode(some) for some in images.split(_ENCODED_AT_ONCE)])
+        std, mean = torch.std_mean(latents.double(), dim=(0, 2, 3), correction=0, keepdim=True)
+        self.latent_mean.copy_(mean[0])
+        self.latent_std.copy_(std[0].clamp(min=1e-6))
+        if self._measures_sigma:
+            self.denoiser.sigma_data.fill_(self._standardised(latents).double().std(correction=0))
+
+    def _standardised(self, latents: Tensor) -> Tensor:
+        return (latents - self.latent_mean) / self.latent_std
+
+    def _encoded(self, batch: Batch) -> Tensor:
+        packed = batch.get(self._latent_key)
+        return self._standardised(self.autoencoder.encode(batch["image"].float()) if packed is None else packed.float())
+
+    def _decoded(self, data: Tensor) -> Tensor:
+        return self.autoencoder.decode(self.latent_mean + self.latent_std * data).clamp(-1.0, 1.0)
+
+    def check_options(self, options: DiffusionOptions) -> None:
+        if options.clip:
+            raise ConfigError("clip=true has no meaning for latents, which have no limits: set it to false", key="clip")
+        super().check_options(options)
+
+    def export_spec(self, truncation: float | None) -> ExportSpec:
+        """Export one evaluation of the denoiser of latents; their statistics are part of the record."""
+        spec = super().export_spec(truncation)
+        statistics = {"latent_mean": self.latent_mean.flatten().tolist(), "latent_std": self.latent_std.flatten().tolist()}
+        return replace(
+            spec,
+            settings={**spec.settings, **statistics},
+            remarks=(
+                *spec.remarks,
+                "its images are standardised latents: multiply by latent_std and add latent_mean of the record for each "
+                "channel, and decode with the decoder that genimg-export writes for the autoencoder's own run",
+            ),
+        )
