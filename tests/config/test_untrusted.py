@@ -288,13 +288,13 @@ WORDS = {
     "direction", "entity", "fit", "fused_optimizer", "gamma", "group", "head", "held_out", "initialisation", "kind",
     "labels", "meaning", "mode", "model", "name", "negative", "noise", "normalisation", "operations", "ordering",
     "padding", "policy", "pooling", "project",
-    "regulariser", "remarks", "prediction", "reduction", "sampler", "schedule", "sigma_data", "spacing", "variance",
+    "regulariser", "remarks", "run", "prediction", "reduction", "sampler", "schedule", "sigma_data", "spacing", "variance",
     "weighting", "resampling", "residual", "best_by", "sampled_mode", "shape", "space", "split", "stop_if",
     "tags",
     "upsampling",
 }  # fmt: skip
 DIGESTS = {
-    ("Classifier", "sha256"), ("Module", "sha256"), ("Program", "sha256"), ("CustomExtractor", "weights_sha256"),
+    ("Classifier", "sha256"), ("FrozenAutoencoder", "sha256"), ("Module", "sha256"), ("Program", "sha256"), ("CustomExtractor", "weights_sha256"),
 }  # fmt: skip
 
 
