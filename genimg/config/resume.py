@@ -30,6 +30,9 @@ from genimg.utils.mappings import flatten
 log = logging.getLogger(__name__)
 
 
+_NEW: Node = {"init_from": None, "expected": []}
+"""Keys that the configs of earlier versions lack, with their defaults."""
+
 # Keys that may differ from the checkpoint's config without changing the training. trainer.duration is one of them because
 # schedules that depend on it store their own duration.
 _HARMLESS = (
@@ -303,7 +306,7 @@ def _in_short(changes: dict[str, str], old_raw: Node, new_raw: Node) -> str:
 
 
 def _compare(saved: Saved, config: Config, named: instantiate.Named | None) -> None:
-    changes = _differences({"init_from": None, **saved.state["config"]}, config)
+    changes = _differences(_NEW | saved.state["config"], config)
     found = Decisions.restored(saved.state["decisions"]).accumulation
     if {saved.state["config"]["trainer"]["accumulation"], config["trainer"]["accumulation"]} <= {"auto", found}:
         changes.pop("trainer.accumulation", None)
@@ -375,7 +378,7 @@ def _on_top_of(state: Node, composition: Composition) -> Node:
     require_plain_references(_without(saved, {*typed, *_OF_THIS_COMMAND}))
     if saved.get("logger") and not composed["logger"]:
         log.warning("the run used a logger, which a checkpoint never starts: to continue with it, add logger=wandb")
-    config = DictConfig({"init_from": None, **saved})  # earlier versions had no such option
+    config = DictConfig(_NEW | saved)
     for override in composition.typed():
         key = override.key_or_group
         if key not in _OF_THIS_COMMAND:

@@ -19,6 +19,9 @@ FLOW = ("data=shapes", "data.num_images=16", "data.image_size=16", "trainer.batc
         "evaluation=none", "device=cpu", "precision=fp32", "model=flow_small", *tiny.DIFFUSION)  # fmt: skip
 
 
+OVERRIDES = ["ema.exponential.half_life=1k images", "ema.exponential.ramp_up=null"]
+
+
 def trained(folder: Path, *overrides: str) -> dict[str, Any]:
     train([*FLOW, *overrides, f"run_dir={folder}"])
     state: dict[str, Any] = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
@@ -28,7 +31,7 @@ def trained(folder: Path, *overrides: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("first") / "run"
-    trained(folder, "trainer.duration=4 steps", "ema.exponential.half_life=1k images", "ema.exponential.ramp_up=null")
+    trained(folder, "trainer.duration=4 steps", *OVERRIDES)
     return folder
 
 
@@ -63,6 +66,20 @@ def test_the_file_is_not_needed_to_resume_and_the_record_stays(first: Path, tmp_
     train([f"resume={tmp_path / 'parts'}", "trainer.duration=4 steps"])
     again = torch.load(tmp_path / "parts/checkpoints/last.pt", weights_only=True)
     assert again["initial_weights"] == whole["initial_weights"]
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+def test_runs_of_versions_without_these_options_continue(explicit: bool, first: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(first, run)
+    for path in (run / "checkpoints").glob("*.pt"):
+        state = torch.load(path, weights_only=True)
+        for config in (state["config"], state["raw_config"]):
+            del config["init_from"], config["expected"]
+        torch.save(state, path)
+    overrides = [f"resume={run}"] if explicit else [*FLOW, f"run_dir={run}", "resume=auto", *OVERRIDES]
+    train([*overrides, "trainer.duration=5 steps"])
+    assert torch.load(run / "checkpoints/last.pt", weights_only=True)["training"]["images"] == 40
 
 
 def test_another_file_is_refused_when_resuming(first: Path, tmp_path: Path) -> None:
