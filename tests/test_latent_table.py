@@ -92,6 +92,9 @@ def test_errors_name_the_key(trained: Path, tmp_path: Path) -> None:
         "model.autoencoder=nowhere: checkpoint": [*start, "model.autoencoder=nowhere"],
         "model.autoencoder=gan holds a GAN": [*start, "model.autoencoder=gan"],
         "was trained on images of 3x16x16": [*start, "model.autoencoder=autoencoder", "data.image_size=32"],
+        "was trained on images of 3x16x16 (channels, height, width), but the data has images of 1x16x16": [
+            *start, "model.autoencoder=autoencoder", "data.channels=1"
+        ],
         "another one would have other latents": [
             *start, "model.autoencoder=second", "run_dir=run", "resume=auto", "resume_force=true"
         ],
@@ -117,8 +120,28 @@ def test_a_run_may_move_but_not_change(trained: Path, tmp_path: Path) -> None:
     assert "model.autoencoder.sha256" in output
 
 
-@pytest.mark.parametrize("change", ["interpolation", "code", "size"])
-def test_a_hostile_run_is_refused(change: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_from_a_run_with_another_autoencoder_keeps_the_one_given(trained: Path, tmp_path: Path) -> None:
+    with_run(trained, "kl_autoencoder_small", tmp_path)
+    shutil.copytree(tmp_path / "autoencoder", tmp_path / "second")
+    state = torch.load(tmp_path / "second/checkpoints/last.pt", weights_only=True)
+    state["averages"]["exponential"]["encoder.output.bias"] += 1
+    for file in (tmp_path / "second/checkpoints").glob("*.pt"):
+        torch.save(state, file)
+    common = [*LATENT[:-1], *COMMON, "trainer.duration=1 steps"]
+    succeed([
+        ["train", *common, "model.autoencoder=autoencoder", "run_dir=first"],
+        ["train", *common, "model.autoencoder=second", "init_from=first", "run_dir=run"],
+    ], tmp_path)  # fmt: skip
+    made = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)["method"]
+    expected = state["averages"]["exponential"]["encoder.output.bias"]
+    assert made["autoencoder.space.encoder.output.bias"].equal(expected)
+
+
+@pytest.mark.parametrize("allow", [[], ["collections"]])
+@pytest.mark.parametrize("change", ["interpolation", "code", "size", "file"])
+def test_a_hostile_run_is_refused(
+    change: str, allow: list[str], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = with_run(trained, "kl_autoencoder_small", tmp_path)
     state = torch.load(given / "checkpoints/last.pt", weights_only=True)
     encoder = state["config"]["model"]["encoder"]
@@ -126,14 +149,18 @@ def test_a_hostile_run_is_refused(change: str, trained: Path, tmp_path: Path, mo
         encoder["width"] = "${oc.env:HOME}"
     elif change == "code":
         encoder["_target_"] = "os.system"
+    elif change == "file":
+        encoder["_target_"] = "genimg.data.datasets.npz.npz"
     else:
         encoder["width"] = 10**6
     torch.save(state, given / "checkpoints/last.pt")
     monkeypatch.chdir(tmp_path)
     from genimg.errors import UserError
 
+    if change == "size" and allow:
+        return  # trusted code may build networks of any size
     with pytest.raises(UserError):
-        with_trained_networks(compose([*LATENT]))
+        with_trained_networks(compose([*LATENT, f"allow={allow}"]))
 
 
 def test_packed_latents_replace_the_encoder_in_training(trained: Path, tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def _evaluate_samples(request: Request, checkpoint: TrainedCheckpoint, device: t
         except UserError as error:
             raise error.mounted("sampling", vars(method.sampling_options)) from error
     with mounted("evaluation", evaluator):
-        evaluator.check(method)
+        evaluator.check(method, sampling=not options.surface)  # a surface checks those of each point
     assert isinstance(method, Generates)
     if options.surface:
         measure_surface(request, checkpoint, method, evaluator, real, held_out, device)

@@ -78,8 +78,6 @@ def build_method(
     if weights is not None:
         require_fitting(build, weights, builder)
     method: Method = build()
-    if trained:
-        method.load_state_dict({**method.state_dict(), **trained})
     refuse_unread_conditioning(config, method)
     reconstructs = isinstance(method, Reconstructs) and bool((config.get("evaluation") or {}).get("reconstructions"))
     denoises = isinstance(method, Denoises) and bool((config.get("evaluation") or {}).get("denoised"))
@@ -110,6 +108,8 @@ def build_method(
     _check_shapes(method, dataset, task)
     if initialise is not None:
         initialise(method)
+    if trained:  # last, because the weights above may include other ones of the frozen networks
+        method.load_state_dict({**method.state_dict(), **trained})
     if isinstance(method, TakesConditions):
         method.set_condition_bank(_conditions(dataset, method, method.condition_bank_size))
     if isinstance(method, MeasuresData) and method.measures_data and weights is None:

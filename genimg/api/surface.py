@@ -27,7 +27,7 @@ from genimg.evaluation.extractors.base import sha256_of
 from genimg.evaluation.image_sets import DatasetImages
 from genimg.evaluation.timed_images import TimedImages
 from genimg.methods.base import Method
-from genimg.methods.capabilities import Generates
+from genimg.methods.capabilities import Generates, OtherModel
 from genimg.methods.sampling_options import sampling_options
 from genimg.reporting.surface import FILE, Point, Surface, as_csv, described, differing, read_surface, table
 from genimg.reporting.surface_chart import write_picture
@@ -144,13 +144,19 @@ def _plan(
             method.check_options(options)
         except ConfigError as error:
             raise ConfigError(f"surface: {described(setting)} is invalid: {error.problem}", error.fix, key="surface") from error
-        point = _Planned(setting, own, sampling, {**vars(options), _WEIGHTS: own.weights_label})
+        recorded = {key: _as_scalar(value) for key, value in vars(options).items()}
+        point = _Planned(setting, own, sampling, {**recorded, _WEIGHTS: own.weights_label})
         twin = planned.setdefault(repr(point.options), point)
         if twin is not point:
             raise ConfigError(
                 f"surface: {described(twin.setting)} and {described(setting)} are the same point: remove a value", key="surface"
             )
     return list(planned.values())
+
+
+def _as_scalar(value: Any) -> Any:
+    """Return an option's value for the records: a model by its name and digest."""
+    return f"{value} (SHA-256 {value.record['sha256'][:12]})" if isinstance(value, OtherModel) else value
 
 
 def _with_weights(checkpoint: TrainedCheckpoint, weights: Any) -> TrainedCheckpoint:

@@ -101,11 +101,15 @@ def _autoencoder(given: str, key: str, allow: tuple[str, ...]) -> tuple[dict[str
             key=key,
         )
     names = list(inspect.signature(space).parameters)
-    node = {"_target_": f"{space.__module__}.{space.__qualname__}", **{name: model[name] for name in names}}
+    facts = checkpoint.facts
+    own = {"channels": facts.channels, "image_size": list(height_width(facts.image_size))}
+    node = {"_target_": f"{space.__module__}.{space.__qualname__}"} | {
+        name: _pinned(model, name, own, builder) for name in names
+    }
     _refuse_interpolations(node, key)
     untrusted.take_out({"model": node}, builder, ("model",))
     tensors = {name: value for name, value in checkpoint.tensors.items() if name.partition(".")[0] in names}
-    facts = checkpoint.facts
+    builder.check(node, key, facts.arguments())  # also if ``allow`` skips the next line
     require_fitting(partial(builder.build, node, key, facts.arguments()), tensors, builder)
     digest = digest_of(tensors)
     log.info(
@@ -124,6 +128,18 @@ def _autoencoder(given: str, key: str, allow: tuple[str, ...]) -> tuple[dict[str
         tensors,
         facts,
     )
+
+
+def _pinned(model: Mapping[str, Any], name: str, facts: Mapping[str, Any], builder: Builder) -> Any:
+    """Return a network's node with the facts about its own data, because the new model's data may have others.
+
+    Raises:
+        CheckpointError: If the checkpoint's config lacks the network.
+    """
+    if not isinstance(model.get(name), Mapping) or "_target_" not in model[name]:
+        raise CheckpointError(f"the checkpoint's config has no model.{name}", "use another checkpoint")
+    taken = inspect.signature(builder.locate(model[name]["_target_"], f"model.{name}")).parameters
+    return {**{key: value for key, value in facts.items() if key in taken}, **model[name]}
 
 
 def _refuse_interpolations(node: Any, key: str) -> None:

@@ -133,6 +133,14 @@ class Builder:
             how = "data=NAME, or real=NAME of genimg-eval" if _group_of(key) == "data" else f"{_group_of(key)}=NAME"
             raise type(error)(problem, f"{error.fix}, or choose it on the command line with {how}", key=error.key) from error
 
+    def check(self, config: Node, key: str, arguments: Mapping[str, Any]) -> None:
+        """Check the node ``config`` at ``key`` and everything below it, without building it; see ``build``.
+
+        Raises:
+            ConfigError: See ``build``; errors of constructors are not found.
+        """
+        self._prepare(config, key, arguments, schedules=True)
+
     def _may_download(self, key: str) -> bool:
         """Return whether the user chose the node at ``key``, either with the config or by naming its group."""
         return self.named is None or (_MAY_DOWNLOAD, _group_of(key)) in self.named

@@ -154,7 +154,13 @@ class Evaluator(ModelEvaluator):
     def higher_is_better(self) -> bool:
         return self.main.first.higher_is_better
 
-    def check(self, method: Method, source: ImageDataset | None = None) -> None:
+    def check(self, method: Method, source: ImageDataset | None = None, *, sampling: bool = True) -> None:
+        """Check the model and the data; see ``ModelEvaluator``.
+
+        Args:
+            method, source: See ``ModelEvaluator``.
+            sampling: Whether to check the sampling options, too.
+        """
         if not isinstance(method, Generates):
             does, fitting = (
                 ("translates images", "translation") if isinstance(method, Translates) else ("does not generate images", "none")
@@ -163,10 +169,11 @@ class Evaluator(ModelEvaluator):
                 f"this evaluation measures images generated without an input, but the model, a {type(method).__name__}, "
                 f"{does}: choose another evaluation, such as {fitting}"
             )
-        try:
-            method.check_options(sampling_options(method, self.sampling))
-        except ConfigError as error:
-            raise error.mounted("sampling", vars(method.sampling_options)) from error
+        if sampling:
+            try:
+                method.check_options(sampling_options(method, self.sampling))
+            except ConfigError as error:
+                raise error.mounted("sampling", vars(method.sampling_options)) from error
         if source is not None:
             for prefix, each in self._measured.items():
                 check_held_out(each.metrics, source, source.validation, self.num_real, prefix=prefix)

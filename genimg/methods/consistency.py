@@ -23,7 +23,7 @@ from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.modes import eval_mode
 from genimg.types import Batch, Metrics, Microbatches, Progress, height_width
 from genimg.utils.durations import NumImages
-from genimg.utils.rng import Stream, keys_of, mixed_keys, normal_latents
+from genimg.utils.rng import Stream, keys_of, mixed_keys, normal_latents, random_state, set_random_state
 
 _MIDDLE = 0.821  # noise before the second step on CIFAR-10: Geng et al. 2024, the authors' code
 _SHARPNESS = 8.0  # k of the mapping from t to r, section 3; b is 1
@@ -72,6 +72,7 @@ class ConsistencyModel(ConditionalMethod):
         sampling: Default options of sampling.
         sigma_data: Standard deviation of the data, or ``auto`` to measure it before training.
         ratio: The number q, above 1: at stage s, counted from 1, the mapping is r = max(0, 1 - (1 + 8 sigmoid(-t)) / q^s) t.
+            Stages end where q^s is 2^16.
         stage: Length of a stage; None for a single stage.
         image_size: Size of the images in pixels, one number or [height, width].
         channels: Number of channels of the images.
@@ -116,6 +117,7 @@ class ConsistencyModel(ConditionalMethod):
         self.denoiser = Denoiser(network, path, "edm", 0.5 if isinstance(sigma_data, str) else float(sigma_data))
         self.times, self.loss = times, loss
         self.ratio, self.stage = ratio, stage
+        self._last_stage = max(1, int(16 / math.log2(ratio)))  # farther on, r would round to t
         self.shape = (channels, *height_width(image_size))
         self._read_conditions(shared_encoder(network=network))
         self.batch_keys = (*self.batch_keys, "noise_key")
@@ -140,26 +142,28 @@ class ConsistencyModel(ConditionalMethod):
 
     def earlier(self, time: Tensor, images: int) -> Tensor:
         """Return the smaller times r for times t [N], at a number of images seen."""
-        stage = 1 if self.stage is None else images // self.stage + 1
+        stage = 1 if self.stage is None else min(images // self.stage + 1, self._last_stage)
         return time * (1.0 - (1.0 + _SHARPNESS * torch.sigmoid(-time)) * self.ratio**-stage).clamp(min=0.0)
 
     def _loss(self, batch: Batch, images: int) -> tuple[Tensor, Metrics]:
         image, key, condition = batch["image"].float(), batch["noise_key"], self._condition(batch)
         noise = normal(mixed_keys(key, NOISE), image.shape[1:])
         time = self.times.at(mixed_keys(key, TIME), self.denoiser.path)
-        target = self._target(image, noise, time, self.earlier(time, images), condition)
+        earlier = self.earlier(time, images)
+        target = self._target(image, noise, time, earlier, condition)
         estimate = self.denoiser.estimate(self.denoiser.mixed(image, noise, time), time, condition)
         distance = self.loss.of_images(estimate, target)
-        loss = (distance / (time - self.earlier(time, images))).mean()
+        loss = (distance / (time - earlier)).mean()
         return loss, {"loss/consistency": loss.detach(), "loss/distance": distance.detach().mean()}
 
     def _target(self, image: Tensor, noise: Tensor, time: Tensor, earlier: Tensor, condition: Tensor) -> Tensor:
         """Return the estimates [N, C, H, W] at the smaller times, without a graph; the images where these are 0."""
         is_image = earlier == 0.0
         safe = torch.where(is_image, time, earlier)  # the network is told ln r
-        generators = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with torch.no_grad(), torch.random.fork_rng(generators):  # restored afterwards, so the next pass has the same mask
+        states = random_state(image.device)
+        with torch.no_grad():
             estimate = self.denoiser.estimate(self.denoiser.mixed(image, noise, safe), safe, condition)
+        set_random_state(states, image.device)  # the next pass has the same dropout mask
         return torch.where(is_image[:, None, None, None], image, estimate)
 
     def check(self, batch: Batch) -> None:

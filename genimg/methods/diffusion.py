@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -108,8 +109,8 @@ class Diffusion(ConditionalMethod):
         self.measures_data = sigma_data == "auto"
         known = isinstance(sigma_data, int | float)
         self.denoiser = Denoiser(network, path, prediction, float(sigma_data) if known else 0.5)  # type: ignore[arg-type]
+        self.augment, self.uncertainty = augment, uncertainty
         self.objective = DenoisingObjective(self.denoiser, times, loss, augment, uncertainty)
-        self.uncertainty = uncertainty
         self._normalised = [layer for layer in self.modules() if isinstance(layer, NormalisedLayer)]
         self.shape = (channels, *height_width(image_size))
         self._read_conditions(shared_encoder(network=network))
@@ -168,8 +169,9 @@ class Diffusion(ConditionalMethod):
         image, times = self._encoded(batch), self.objective.times
         noise = normal(torch.from_numpy(keys.view(np.int64)).to(image.device), image.shape[1:])
         time = torch.full((len(image),), times.quantile(quantile, self.path), device=image.device)
+        objective = replace(self.objective, denoiser=self.denoiser)  # an average has the objective of the trained network
         with eval_mode(self.denoiser):
-            return self.objective.losses_at(image, noise, time, self._condition(batch), None)
+            return objective.losses_at(image, noise, time, self._condition(batch), None)
 
     def check(self, batch: Batch) -> None:
         with torch.no_grad(), eval_mode(self.denoiser):

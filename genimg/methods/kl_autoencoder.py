@@ -147,7 +147,9 @@ class KLAutoencoder(Method):
         mean, log_variance = self._moments(batch["image"])
         noise = normal_numbers(batch["noise_key"], mean.shape[1:])
         latent = mean + (0.5 * log_variance).exp() * noise
-        return {"mean": mean, "log_variance": log_variance, "reconstruction": self.decoder(latent).float()}
+        # A compiled decoder's graph can be differentiated only once; the adaptive weight needs it several times.
+        decode = self.decoder if self.adversary is None else self.decoder.forward
+        return {"mean": mean, "log_variance": log_variance, "reconstruction": decode(latent).float()}
 
     def _moments(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance [N, C, h, w] of q(z | x), the latter within bounds.

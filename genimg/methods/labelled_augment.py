@@ -70,7 +70,6 @@ class LabelledAugment(nn.Module):
         matrix = torch.eye(2, device=images.device).expand(len(images), 2, 2)
         shift = torch.zeros(len(images), 2, device=images.device)
         height, width = images.shape[2:]
-        sides = torch.tensor([float(width), float(height)], device=images.device)
         labels = []
         for name in self.operations:
             own = mixed_keys(keys, list(_OPERATIONS).index(name))
@@ -78,7 +77,8 @@ class LabelledAugment(nn.Module):
             turned, moved, label = _OPERATIONS[name][0](mixed_keys(own, _DRAWN), is_used)
             # The output at q shows the input at matrix @ (turned @ (q - moved)) + shift.
             matrix = matrix_product(matrix, turned)
-            shift = shift - (matrix * (sides * moved).unsqueeze(1)).sum(2)
+            pixels = torch.stack([moved[:, 0] * width, moved[:, 1] * height], dim=1)
+            shift = shift - (matrix * pixels.unsqueeze(1)).sum(2)
             labels.append(label)
         augmented = in_float32(lambda exact: resample(exact, matrix.to(exact.dtype), shift.to(exact.dtype), self.taps), images)
         return augmented, torch.cat(labels, dim=1)

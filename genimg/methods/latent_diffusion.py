@@ -13,6 +13,7 @@ from genimg.diffusion.paths import Path
 from genimg.diffusion.times import Times
 from genimg.errors import ConfigError
 from genimg.losses.denoising import DenoisingLoss
+from genimg.methods.capabilities import OtherModel
 from genimg.methods.diffusion import Diffusion
 from genimg.methods.diffusion_options import DiffusionOptions
 from genimg.methods.export_spec import ExportSpec
@@ -104,6 +105,19 @@ class LatentDiffusion(Diffusion):
         if options.clip:
             raise ConfigError("clip=true has no meaning for latents, which have no limits: set it to false", key="clip")
         super().check_options(options)
+
+    def _check_guide(self, other: OtherModel) -> None:
+        super()._check_guide(other)
+        guide = other.method
+        if not (
+            isinstance(guide, LatentDiffusion)
+            and guide.autoencoder.sha256 == self.autoencoder.sha256
+            and torch.allclose(guide.latent_mean, self.latent_mean)
+            and torch.allclose(guide.latent_std, self.latent_std)
+        ):
+            raise ConfigError(
+                f"autoguidance={other} has other latents than this model: give a model of the same autoencoder and data"
+            )
 
     def export_spec(self, truncation: float | None) -> ExportSpec:
         """Export one evaluation of the denoiser of latents; their statistics are part of the record."""

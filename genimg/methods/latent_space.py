@@ -79,6 +79,8 @@ class FrozenAutoencoder(nn.Module):
         latent_shape: Shape (C, h, w) of the latents of an image.
     """
 
+    is_frozen = True
+
     def __init__(self, *, space: nn.Module, run: str, images: int, sha256: str, shape: Sequence[int]) -> None:
         super().__init__()
         self.space = space.eval().requires_grad_(False)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genimg.diffusion.noise import KEPT
 from genimg.errors import ConfigError
 from genimg.losses.reconstruction import ReconstructionLoss
 from genimg.methods.base import Update, errors_of
@@ -26,7 +27,7 @@ from genimg.networks.vq_autoencoder import Decoder, Encoder
 from genimg.schedules import Number, Scheduled, is_within, shown
 from genimg.types import Batch, Metrics, Microbatches, Progress
 from genimg.utils.durations import NumImages
-from genimg.utils.rng import Stream, keys_of, uniform_field
+from genimg.utils.rng import Stream, keys_of, mixed_keys, uniform_field, uniform_numbers
 
 
 class VQVAE(ConditionalMethod):
@@ -97,6 +98,8 @@ class VQVAE(ConditionalMethod):
         self.autoencoder_until = autoencoder_until
         self.prior_from = prior_from
         self._read_conditions(shared_encoder(prior=prior))
+        if prior.condition_dropout:
+            self.batch_keys = (*self.batch_keys, "noise_key")
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         parts = (self.encoder, self.quantizer, self.decoder)
@@ -136,7 +139,10 @@ class VQVAE(ConditionalMethod):
     def _prior_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Return the codes' negative log-likelihood in nats per image."""
         codes = batch["codes"] if "codes" in batch else self.encode(batch)
-        logits = self.prior(codes, self._condition(batch)).float()
+        kept: tuple[Tensor, ...] = ()
+        if self.prior.condition_dropout:
+            kept = (uniform_numbers(mixed_keys(batch["noise_key"], KEPT), ()) >= self.prior.condition_dropout,)
+        logits = self.prior(codes, self._condition(batch), *kept).float()
         nats = F.cross_entropy(logits, codes, reduction="sum") / len(codes)
         bits = nats.detach() / (codes[0].numel() * math.log(2.0))
         return nats, {"loss/prior_nats": nats.detach(), "loss/prior_bits_per_code": bits}

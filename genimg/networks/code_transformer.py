@@ -67,7 +67,8 @@ class CodeTransformer(nn.Module):
         num_blocks: Number of blocks.
         num_heads: Number of attention heads.
         dropout: Dropout probability.
-        condition_dropout: Probability of training without the condition, which guidance needs; no effect without conditions.
+        condition_dropout: Share of samples that the caller trains without the condition, which guidance needs; 0 without
+            conditions.
         condition: Encoder of the condition.
 
     Raises:
@@ -115,10 +116,8 @@ class CodeTransformer(nn.Module):
         Args:
             codes: The codes.
             condition: Raw conditions.
-            keep: 0 for grids whose condition is ignored [N]; None for ``condition_dropout`` in training, else for none.
+            keep: 0 for grids whose condition is ignored [N]; None for none.
         """
-        if keep is None and self.training and self.condition_dropout:
-            keep = torch.rand(len(codes), device=codes.device) >= self.condition_dropout
         height, width = codes.shape[1:]
         before = self.embedding(codes.flatten(1)[:, :-1])  # the last code predicts nothing
         tokens = torch.cat([self._first(condition, keep, len(codes)), before], dim=1) + self._positions(height, width)

@@ -130,10 +130,8 @@ class DiffusionUNet(nn.Module):
         if kind.sees_image_at_each_size:
             positions = [level * (num_blocks + 1) - 1 for level in range(1, len(widths))]
             for position, before, after in zip(positions, [inputs, *widths[:-2]], widths[:-1], strict=True):
-                skip = nn.Sequential(
-                    resampling_filter("binomial" if resampling == "binomial" else "box", "down"),
-                    nn.Conv2d(before, after, 3, padding=1),
-                )
+                reduced = resampling_filter("binomial" if resampling == "binomial" else "box", "down")
+                skip = nn.Sequential(nn.Conv2d(before, after, 3, padding=1), reduced)
                 self.image_skips[str(position)] = skip
         self.norm = GroupNorm(widths[0], eps=kind.norm_eps)
         self.output = nn.Conv2d(widths[0], channels * patch_size**2, 3, padding=1)

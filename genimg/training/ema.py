@@ -16,7 +16,6 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from genimg.errors import ConfigError
 from genimg.methods.base import Method
-from genimg.methods.latent_space import FrozenAutoencoder
 from genimg.methods.modes import LocalBatchNorm
 from genimg.schedules import Schedule, Scheduled, is_positive, shown
 from genimg.utils.durations import NumImages
@@ -112,8 +111,8 @@ def exponent_of(length: float) -> float:
 def with_networks(method: M, networks: Mapping[str, nn.Module]) -> M:
     """Return a shallow copy of a method that samples with other networks.
 
-    The copy shares buffers, a frozen autoencoder, and modules without parameters, such as a fitted density. It lacks the
-    networks that only training needs, and cannot train.
+    The copy shares buffers, modules with an attribute ``is_frozen``, and modules without parameters, such as a fitted density.
+    It lacks the networks that only training needs, and cannot train.
 
     Args:
         method: Method to copy.
@@ -124,7 +123,7 @@ def with_networks(method: M, networks: Mapping[str, nn.Module]) -> M:
     own = method._modules
     shared = {
         name: module for name, module in own.items()
-        if module is None or isinstance(module, FrozenAutoencoder) or next(module.parameters(), None) is None
+        if module is None or getattr(module, "is_frozen", False) or next(module.parameters(), None) is None
     }  # fmt: skip
     copied._modules = {name: networks.get(name, shared.get(name)) for name in own if name in networks or name in shared}
     return copied

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from genimg.types import Batch
+from genimg.utils.rng import random_state, set_random_state
 
 
 class Replay:
@@ -66,22 +67,3 @@ class Replay:
             set_random_state(states, self._device)
             for module, buffers in zip(modules, now, strict=True):
                 module._buffers.update(buffers)
-
-
-def random_state(device: torch.device) -> list[Tensor]:
-    """Return the states of the CPU's and the device's generator, without synchronising with the device."""
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    elif device.type == "mps":
-        states.append(torch.mps.get_rng_state())
-    return states
-
-
-def set_random_state(states: list[Tensor], device: torch.device) -> None:
-    """Restore the states that ``random_state`` returned."""
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
-    elif device.type == "mps":
-        torch.mps.set_rng_state(states[1])

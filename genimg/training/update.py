@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from genimg.training.device import Precision
-from genimg.training.replay import Replay, random_state, set_random_state
+from genimg.training.replay import Replay
 from genimg.types import Batch, LossFunction, Metrics, Microbatches
 from genimg.utils.distributed import all_reduce_, least_over_ranks, rank, world_size
-from genimg.utils.rng import Stream, seed_of
+from genimg.utils.rng import Stream, random_state, seed_of, set_random_state
 
 
 class NonFiniteError(Exception):

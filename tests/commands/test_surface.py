@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -94,6 +95,17 @@ def test_every_point_is_what_its_command_measures_bit_for_bit(evaluate: Callable
         assert {name: result["intervals"][name] for name in point["intervals"]} == point["intervals"]
         assert point["intervals"].keys() >= {METRIC}
     assert len({json.dumps(point["metrics"]) for point in points}) == len(points)
+
+
+def test_a_weaker_model_guides_all_points_and_is_recorded_by_its_digest(
+    evaluate: Callable[..., tuple[int, str]], home: Path
+) -> None:
+    shutil.copytree(home / "flow", home / "weak")
+    code, output = evaluate("ckpt=flow", "sampling.autoguidance=weak", "surface={guidance:[1.5,2]}")
+    assert code == 0, output
+    points = surface_of(home / "flow" / "surface.json")["points"]
+    digest = hashlib.sha256((home / "weak/checkpoints/last.pt").read_bytes()).hexdigest()
+    assert [point["options"]["autoguidance"] for point in points] == [f"weak (SHA-256 {digest[:12]})"] * 2
 
 
 def test_measured_points_are_kept_and_the_files_show_all(evaluate: Callable[..., tuple[int, str]], home: Path) -> None:

@@ -294,7 +294,8 @@ WORDS = {
     "upsampling",
 }  # fmt: skip
 DIGESTS = {
-    ("Classifier", "sha256"), ("FrozenAutoencoder", "sha256"), ("Module", "sha256"), ("Program", "sha256"), ("CustomExtractor", "weights_sha256"),
+    ("Classifier", "sha256"), ("FrozenAutoencoder", "sha256"), ("Module", "sha256"), ("Program", "sha256"),
+    ("CustomExtractor", "weights_sha256"),
 }  # fmt: skip
 
 

@@ -66,6 +66,12 @@ def test_without_stages_the_mapping_stays():
     assert (method.earlier(time, 0) / time > 0.97).all()
 
 
+def test_the_smaller_time_never_rounds_to_the_larger():
+    times = torch.tensor([0.01, 1.0, 80.0])
+    for method in (build(), build(ratio=256.0)):
+        assert (method.earlier(times, 10**9) < times).all()
+
+
 @pytest.mark.parametrize("images", [0, 3000])
 def test_the_loss_is_the_distance_of_two_estimates_with_the_same_noise(images):
     method, whole, nothing = build(), batch(), torch.empty(6, 0)

@@ -1,3 +1,4 @@
+import copy
 import math
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from genimg.methods.diffusion_options import DiffusionOptions
 from genimg.methods.labelled_augment import LabelledAugment
 from genimg.networks.conditioning import ConditionEncoder, OneHot, Unconditional
 from genimg.networks.magnitude_preserving_unet import Uncertainty
+from genimg.training.ema import with_networks
 from genimg.types import Batch, Metrics, Progress
 from genimg.utils.rng import mixed_keys
 
@@ -321,6 +323,29 @@ def test_the_network_is_trained_on_augmented_images_and_receives_their_labels():
     assert method.denoiser.network.received[1] is None
     method.sample({"latent": torch.zeros(2, 192), "noise_key": torch.arange(2)})
     assert method.denoiser.network.received[1] is None
+
+
+def test_the_augmentation_moves_with_the_model():
+    augment = LabelledAugment(p=0.5, operations=["x_flip"])
+    network = Denoiser(Unconditional())
+    network.augment_dim = 1
+    method = build(network=network, augment=augment)
+    assert augment in [*method.modules()]
+    assert not [name for name in method.state_dict() if "augment" in name]
+
+
+def test_the_denoising_loss_of_an_average_is_that_of_its_own_weights():
+    method, whole = build(), batch()
+    average = copy.deepcopy(method.denoiser)
+    with torch.no_grad():
+        for parameter in average.parameters():
+            parameter.mul_(0.5)
+    sampled, alone = with_networks(method, {"denoiser": average}), build()
+    alone.denoiser.load_state_dict(average.state_dict())
+    keys = np.arange(6, dtype=np.uint64)
+    expected = alone.denoising_loss(whole, 0.5, keys)
+    assert sampled.denoising_loss(whole, 0.5, keys).equal(expected)
+    assert not method.denoising_loss(whole, 0.5, keys).equal(expected)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

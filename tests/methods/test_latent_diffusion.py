@@ -6,7 +6,16 @@ from torch import nn
 
 from genimg.diffusion.times import LogNormalSigma, Uniform
 from genimg.errors import ConfigError
-from genimg.methods.capabilities import Denoises, Exports, Generates, HasLikelihood, MeasuresData, SamplesNearby, offers
+from genimg.methods.capabilities import (
+    Denoises,
+    Exports,
+    Generates,
+    HasLikelihood,
+    MeasuresData,
+    OtherModel,
+    SamplesNearby,
+    offers,
+)
 from genimg.methods.diffusion_options import DiffusionOptions
 from genimg.methods.latent_diffusion import LatentDiffusion
 from genimg.methods.latent_space import CodeSpace, FrozenAutoencoder, KLSpace
@@ -110,6 +119,21 @@ def test_its_capabilities_are_those_of_diffusion_without_the_likelihood():
 def test_sigma_data_is_that_of_the_standardised_latents():
     method = build(sigma_data="auto", prediction="edm", path=EDM, times=LogNormalSigma(mean=-1.2, std=1.2))
     assert method.denoiser.sigma_data.item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_guide_with_other_latents_is_refused():
+    def guided(method: LatentDiffusion) -> DiffusionOptions:
+        return DiffusionOptions(guidance=2.0, steps=2, autoguidance=OtherModel(method, "weaker", {}))
+
+    method = build()
+    method.check_options(guided(build()))
+    other = build()
+    other.latent_std.mul_(2.0)
+    foreign = build()
+    foreign.autoencoder.sha256 = "1"
+    for guide in (other, foreign):
+        with raises(ConfigError, word="latents"):
+            method.check_options(guided(guide))
 
 
 def test_errors_name_the_parameter():
