@@ -206,7 +206,8 @@ class VQVAE(ConditionalMethod):
         with errors_of("loss", self.loss):
             self.loss(reconstruction, image)
         drawn = self.draw(range(len(image)), 0)
-        self._prior_loss(batch | {key: value.to(image.device) for key, value in drawn.items()})
+        keys = {"noise_key": torch.arange(len(image), device=image.device)}
+        self._prior_loss(batch | keys | {key: value.to(image.device) for key, value in drawn.items()})
 
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
         """Return samples, and inputs with their reconstructions in the next column."""
