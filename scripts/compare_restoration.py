@@ -3,8 +3,8 @@
     python scripts/compare_restoration.py RUN [RUN ...] --evaluation translation_cifar10_classifier --sampling steps=18
 
 All runs must have the same data and task: inpainting (compared with biharmonic surfaces, which need scikit-image) or
-super-resolution (compared with bicubic interpolation). It prints a Markdown table of PSNR, SSIM, distances between features,
-and the diversity of random translations, each with the model's default sampler unless --sampling changes it.
+super-resolution (compared with bicubic interpolation). The script prints a Markdown table of PSNR, SSIM, feature distances, and
+the diversity of random translations. Diffusion models use their default sampling options unless --sampling changes them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SAME = ("held_out", "fingerprint", "image_shape", "num_images", "task", "seed")
 
 
 class Classical(Translation):
-    """A method without training, as a translator.
+    """A classical method, which needs no training, with the interface of a translator.
 
     Args:
         task: Inpainting or super-resolution, whose sources are enlarged by bicubic interpolation.
@@ -138,7 +138,7 @@ def require_same(rows: dict[str, Evaluation]) -> None:
         if each != of_runs[0]:
             key = next(key for key in _SAME if each[key] != of_runs[0][key])
             raise ConfigError(
-                f"{run} was measured with {key}={each[key]}, the first run with {of_runs[0][key]}: compare equal runs"
+                f"{run} was measured with {key}={each[key]}, the first run with {of_runs[0][key]}: compare runs of one task"
             )
 
 

@@ -95,7 +95,7 @@ def test_errors_name_the_key(trained: Path, tmp_path: Path) -> None:
         "was trained on images of 3x16x16 (channels, height, width), but the data has images of 1x16x16": [
             *start, "model.autoencoder=autoencoder", "data.channels=1"
         ],
-        "another one would have other latents": [
+        "the latents of another one would differ": [
             *start, "model.autoencoder=second", "run_dir=run", "resume=auto", "resume_force=true"
         ],
     }  # fmt: skip

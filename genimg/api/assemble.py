@@ -153,7 +153,7 @@ def assemble(
 
 
 def _welcome_keys(method: Method, dataset: ImageDataset, *, changes: bool) -> list[str]:
-    """Return the optional keys of batches that the data has; packed latents only if training does not change the images."""
+    """Return the method's optional batch keys that the data has, without packed latents if training changes the images."""
     found = [key for key in method.optional_batch_keys if key in available_keys(dataset)]
     takes_latents = any(key.startswith(LATENT) for key in method.optional_batch_keys)
     if takes_latents and dataset.latent_key is not None and (changes or dataset.latent_key not in found):

@@ -68,7 +68,7 @@ class TrainedCheckpoint:
             named: Machine-local settings of the checkpoint's config that the user sets, by dotted key.
             weights: ``raw``, ``ema`` (the first average), the name of another average, or the length of a power-function
                 average. None uses the weights that were evaluated during training.
-            key: Option by which the user gave the checkpoint, for messages.
+            key: Option that the user gave the checkpoint with, for messages.
 
         Raises:
             CheckpointError: If there is no checkpoint, or it is broken.
@@ -131,7 +131,7 @@ class TrainedCheckpoint:
 
     @property
     def tensors(self) -> Mapping[str, torch.Tensor]:
-        """The model's weights and buffers by name, with averages in place of raw weights if those are chosen."""
+        """The model's weights and buffers by name, with averaged weights in place of raw ones if an average is chosen."""
         return {**self.state["method"], **self._averaged()}
 
     def _averaged(self) -> Mapping[str, torch.Tensor]:

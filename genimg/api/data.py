@@ -104,7 +104,7 @@ def build_loader(
         config: Resolved config.
         dataset: The images.
         device: Device of the batches.
-        keys: Keys of the batches; a task replaces all but ``noise_key`` by its own.
+        keys: Keys of the batches; a task replaces all but ``noise_key`` with its own.
         augment: Augmentation of training images.
         task: Task that derives inputs and targets from the images.
 

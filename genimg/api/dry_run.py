@@ -37,8 +37,8 @@ _SAMPLE = 256  # number of images that are decoded to check the data, and used t
 _SECONDS = 5.0  # duration of the measured steps
 _FEWEST = 4  # images in the first measured batch of an evaluation
 _ENOUGH = 1.0  # seconds after which a batch is large enough to measure
-_SLOW = 10.0  # seconds of a first batch that is not measured again
-_LARGE_SHARE = 0.3  # share of evaluations in the time of a run that is worth a warning
+_SLOW = 10.0  # seconds; a first batch that takes longer is not measured again
+_LARGE_SHARE = 0.3  # a warning appears if evaluations take a larger share of the run's time
 
 
 def rehearse(parts: TrainingComponents, duration: str) -> None:
@@ -125,7 +125,7 @@ def _time_steps(trainer: Trainer) -> float:
 def _report_memory(parts: TrainingComponents, trainer: Trainer) -> None:
     size = bytes_of(trainer.state_dict())
     log.info(
-        "a checkpoint: %.0f MB; kept are the last %d, the best one, and one saved by time", size / 1e6, parts.settings.keep_last
+        "a checkpoint: %.0f MB; the run keeps the last %d, the best one, and a timed one", size / 1e6, parts.settings.keep_last
     )
     for name, average in trainer.averages.items():
         if isinstance(average.profile, PowerFunction) and (count := average.profile.num_snapshots):
@@ -173,7 +173,7 @@ def _report_evaluation(parts: TrainingComponents, trainer: Trainer, sample: Imag
     share = whole / max(whole + training_seconds, 1e-9)
     options = evaluator.generated(method, parts.device, ()).options
     log.info(
-        "%d evaluation%s of %d images, about %s each%s: %s, %.0f %% of training and evaluation together",
+        "%d evaluation%s of %d images, about %s each%s: %s in total, %.0f %% of training and evaluation together",
         number, "s" * (number != 1), evaluator.num_images, time_in_words(each),
         f", and one of {final} images at the end" if final else "", time_in_words(whole), 100 * share,
     )  # fmt: skip
@@ -181,7 +181,10 @@ def _report_evaluation(parts: TrainingComponents, trainer: Trainer, sample: Imag
     log.info("each of these images: %.2g s to generate%s, %.2g s for its features", generating,
              "" if evaluations is None else f" with {evaluations} network evaluation{'s' * (evaluations != 1)}", extracting,
     )  # fmt: skip
-    log.info("real images: %s once, unless their statistics are cached", time_in_words(extracting * len(parts.source)))
+    log.info(
+        "features of the real images: %s once, unless their statistics are cached",
+        time_in_words(extracting * len(parts.source)),
+    )
     if share > _LARGE_SHARE:
         keys = ["evaluation.num_images", *(["evaluation.sampling.steps"] if has_steps(options) else [])]
         log.warning("evaluations take about %.0f %% of the run: set a larger evaluation.interval, or a smaller %s%s",
@@ -205,10 +208,10 @@ def _evaluation_seconds(evaluator: Evaluator, method: Generates, device: torch.d
 
 
 def _seconds_per_image(compute: Callable[[int], torch.Tensor], most: int) -> float:
-    """Return the time of a batch per image, for a batch as large as needed for a useful measurement.
+    """Return the time per image, measured on a batch that is large enough for a useful measurement.
 
     Args:
-        compute: Function of the number of images.
+        compute: Function that processes a given number of images.
         most: Largest number of images in a batch.
     """
     count = min(_FEWEST, most)

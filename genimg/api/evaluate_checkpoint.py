@@ -107,7 +107,7 @@ def evaluate_checkpoint(request: Request, device: torch.device, loaded: LoadedCh
     kind = builder.locate(evaluation["_target_"], "evaluation")
     is_held_out = issubclass(kind, LikelihoodEvaluator | AutoencoderEvaluator)
     if options.surface and (translates or is_held_out):
-        raise ConfigError(f"{request.typed['surface']} measures generated images, and this evaluation has none: remove it",
+        raise ConfigError(f"{request.typed['surface']} needs generated images, but this evaluation has none: remove it",
                           key="surface")  # fmt: skip
     if translates:
         return evaluate_translator(request, checkpoint, device)

@@ -1,4 +1,4 @@
-"""genimg-eval with evaluation=likelihood or reconstruction: held-out images under a checkpoint's model."""
+"""genimg-eval with evaluation=likelihood or reconstruction: measure held-out images with a checkpoint's model."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _OF_LIKELIHOOD = ("num_samples", "seed")
 
 
 def evaluate_held_out(request: Request, checkpoint: TrainedCheckpoint, device: torch.device) -> Evaluation:
-    """Print, and write if requested, the likelihood or the reconstructions of held-out or other images.
+    """Print, and write if requested, the likelihood of held-out images or the quality of their reconstructions.
 
-    They are those of another split with ``split=``, or the images of ``real=``.
+    With ``split=`` or ``real=``, the images of another split or the given images are measured instead.
 
     Args:
         request: The options.
@@ -83,9 +83,7 @@ def _images(real: str | ImageDataset, reader: ImageReader, facts: DataFacts) -> 
     """
     side = replace(reader, image_size=facts.image_size, channels=facts.channels).read("real", real)
     if side.images is None:
-        raise ConfigError(
-            f"real={title(real)} holds statistics, but evaluation=likelihood or reconstruction needs images: give images"
-        )
+        raise ConfigError(f"real={title(real)} holds statistics, but a likelihood or reconstructions need images: give images")
     return side.images.data
 
 

@@ -174,7 +174,7 @@ def _check_values(options: Eval) -> None:
     if options.save_statistics is not None and not options.save_statistics.endswith(".pt"):
         raise ConfigError(f"save_statistics={options.save_statistics} must end in .pt, so that real= recognises it")
     if options.surface and options.output is not None and not options.output.endswith(".json"):
-        raise ConfigError(f"output={options.output} must end in .json: the table and the picture have the same name")
+        raise ConfigError(f"output={options.output} must end in .json: the table and the picture are named after it")
     for key in ("output", "picture", "save_statistics", "table"):
         path = getattr(options, key)
         if path is not None:

@@ -1,4 +1,4 @@
-"""Start a training from the weights of another run's checkpoint: ``init_from``."""
+"""Start a training run from the weights of another run's checkpoint: ``init_from``."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from genimg.methods.base import Method
 
 log = logging.getLogger(__name__)
 
-_MOST_LINES = 10  # of the table of tensors that do not match
+_MOST_LINES = 10  # maximum number of tensors listed in the message
 
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """Weights of a checkpoint, from which another training starts.
+    """Weights of a checkpoint from which another training run starts.
 
     Attributes:
         given: Checkpoint or run directory that the user gave.
@@ -35,7 +35,7 @@ class InitialWeights:
 
     @classmethod
     def open(cls, given: str, allow: Sequence[str]) -> InitialWeights:
-        """Read the weights that were evaluated during that training: averaged ones, if it kept an average.
+        """Read the weights that were evaluated during the checkpoint's training: averaged ones, if that run kept an average.
 
         Only tensors are used, and no object of the checkpoint's config is built.
 
@@ -57,7 +57,7 @@ class InitialWeights:
         return cls(given, found.tensors, record)
 
     def load_into(self, method: Method) -> None:
-        """Replace all weights and buffers of a method. Buffers that follow from the data are set afterwards.
+        """Replace all weights and buffers of a method. Buffers that depend on the data are set afterwards.
 
         Raises:
             ConfigError: If a name or shape does not match; the message lists the tensors.

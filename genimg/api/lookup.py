@@ -16,7 +16,7 @@ from genimg.methods.sampling_options import Lookup
 
 
 def lookup_for(checkpoint: TrainedCheckpoint, method: Method, device: torch.device, allow: Sequence[str]) -> Lookup:
-    """Return the functions that find what a user names in the sampling options of a model.
+    """Return the functions that find the models and classes to which the sampling options of a model refer.
 
     Args:
         checkpoint: Checkpoint of the model.
@@ -39,7 +39,7 @@ def lookup_for(checkpoint: TrainedCheckpoint, method: Method, device: torch.devi
         if reads_labels and other.class_names != checkpoint.class_names:
             names = ", ".join(other.class_names) or "none"
             raise ConfigError(
-                f"{option}={given} has other classes than this model: {names}: give a model of the same data", key=option
+                f"{option}={given} has other classes ({names}) than this model: give a model of the same data", key=option
             )
         if isinstance(built, Generates):
             built.before_sampling()

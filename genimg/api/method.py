@@ -67,7 +67,7 @@ def build_method(
         method_class: The model's class, as returned by ``check_pairing``.
         weights: Weights of the checkpoint that the run continues; they are checked before the model is allocated.
         trained: Weights of the model's frozen networks, by name.
-        initialise: Function that replaces the initial weights, if any. Buffers that follow from the data are set afterwards.
+        initialise: Function that replaces the initial weights, if any. Buffers that depend on the data are set afterwards.
 
     Raises:
         CheckpointError: If the weights do not fit the model.

@@ -164,7 +164,7 @@ class Model:
             tile: Side length in pixels of the tiles into which larger images are split; None uses no tiles.
             overlap: Overlap between neighbouring tiles in pixels.
             seed: Seed of random translations, and of the dropout of a model that translates in training mode.
-            num_samples: Number S of translations of each image, for a model whose translations are random. None makes one.
+            num_samples: Number S of translations of each image, for a model whose translations are random. None returns one.
             batch_size: Number of images per batch.
             options: Sampling options of such a model, such as ``steps=10``.
 
@@ -307,14 +307,14 @@ class Model:
         own = {} if real is None or is_named else {"real": dataset_from_images(real, "real")}
         composition = compose([*arguments, *overrides], "eval")
         if composition.config.get("surface"):
-            raise ConfigError("surface has no single result: run genimg-eval with it", key="surface")
+            raise ConfigError("surface measures several points, not one result: use it with genimg-eval", key="surface")
         result = measure(composition, own, self._checkpoint)
         assert result is not None
         return result
 
     @property
     def sampling_options(self) -> Any:
-        """The default options of ``sample`` or of random translations, an object of a dataclass; None if there are none."""
+        """The default options of ``sample`` or of random translations, as a dataclass object; None if the model has neither."""
         return self.method.sampling_options if isinstance(self.method, Generates | TranslatesRandomly) else None
 
     def _capable(self, capability: type[Capability], name: str, why_not: str) -> Capability:

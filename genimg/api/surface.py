@@ -73,19 +73,19 @@ def measure_surface(
     held_out: DatasetImages | None,
     device: torch.device,
 ) -> None:
-    """Measure every point of the option ``surface`` that is not measured yet; write and print the surface.
+    """Measure every point of the option ``surface`` that has not been measured yet; write and print the surface.
 
     Args:
         request: The options.
-        checkpoint: The checkpoint, with the weights of points that choose none.
+        checkpoint: The checkpoint, with the weights for points that do not choose any.
         method: Its model, on the device.
         evaluator: Evaluator of all points, which computes the statistics of the real images once.
         real: The real images.
-        held_out: Images that training did not see, if there are any.
+        held_out: Images that were not used in training, if there are any.
         device: Device of the model.
 
     Raises:
-        ConfigError: If a point is invalid, before any is measured; or if the surface's file was measured in another way.
+        ConfigError: If a point is invalid (checked first), or the file's points were measured with other settings.
     """
     axes: dict[str, list[Any]] = request.options.surface
     output = request.options.output
@@ -95,7 +95,7 @@ def measure_surface(
     with _locked(path):
         surface = broadcast_object(_started(path, protocol, evaluator) if rank() == 0 else None)
         missing = [each for each in planned if surface.point_with(each.options) is None]
-        log.info("surface: %d points, %d of them measured before", len(planned), len(planned) - len(missing))
+        log.info("surface: %d points, %d of them already measured", len(planned), len(planned) - len(missing))
         weights = checkpoint.weights_label
         for each in tqdm(missing, desc="surface", unit="point", disable=None if rank() == 0 else True):
             if each.checkpoint.weights_label != weights:
@@ -109,7 +109,7 @@ def measure_surface(
                 _write(surface, path)  # an earlier command was killed before it wrote them
         log.info("%s, trained on %d images", checkpoint.path, checkpoint.images)
         log.info("%s", table(surface))
-        log.info("written to %s; its commands measure single points again", relative(path.with_suffix(".csv")))
+        log.info("written to %s; each of its commands measures one point again", relative(path.with_suffix(".csv")))
         log.info("picture:   %s", relative(path.with_suffix(".png")))
         if not evaluator.bootstrap:
             log.info("for 95 %% intervals, add bootstrap=200")
@@ -118,7 +118,7 @@ def measure_surface(
 def _plan(
     axes: Mapping[str, list[Any]], request: Request, checkpoint: TrainedCheckpoint, evaluator: Evaluator, method: Method
 ) -> list[_Planned]:
-    """Return all points, one average of the weights after another, after checking them."""
+    """Check all points, and return them grouped by the weights that they use."""
     assert isinstance(method, Generates)
     names = [field.name for field in dataclasses.fields(method.sampling_options)]
     for name in axes:
@@ -172,7 +172,7 @@ def _with_weights(checkpoint: TrainedCheckpoint, weights: Any) -> TrainedCheckpo
 
 
 def _protocol(request: Request, checkpoint: TrainedCheckpoint, evaluator: Evaluator, real: Side) -> dict[str, Any]:
-    """Return everything that the values of all points depend on, except the hardware and the versions, as primitives."""
+    """Return, as primitives, everything that the values of all points depend on except hardware and versions."""
     measured = {"": evaluator.main, **evaluator.additional}
     compared = real.compared
     return {
@@ -209,8 +209,8 @@ def _started(path: Path, protocol: dict[str, Any], evaluator: Evaluator) -> Surf
     """Return the surface in a file, or an empty one if there is no such file.
 
     Raises:
-        ConfigError: If the file is not a surface, or was measured in another way.
-        UnsafeFileError: If it is a link or no regular file.
+        ConfigError: If the file is not a surface, or its points were measured with other settings.
+        UnsafeFileError: If it is a link or not a regular file.
     """
     try:
         found = read_surface(path, below=path.parent)
@@ -234,7 +234,7 @@ def _started(path: Path, protocol: dict[str, Any], evaluator: Evaluator) -> Surf
 
 
 def _require_own_table(path: Path) -> None:
-    """Refuse to replace a table that is not a surface's."""
+    """Refuse to replace a table that does not belong to a surface."""
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
@@ -255,7 +255,7 @@ def _measured(
     held_out: DatasetImages | None,
     device: torch.device,
 ) -> Point:
-    """Measure one point, exactly as its command does."""
+    """Measure one point, exactly as the command in its record does."""
     assert isinstance(method, Generates)
     names, label = point.checkpoint.class_names, point.checkpoint.weights_label
     made = evaluator.generated(method, device, names, weights=label, sampling={**evaluator.sampling, **point.sampling})

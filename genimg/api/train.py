@@ -260,7 +260,7 @@ def _built(
 ) -> tuple[Composition, resume.Start, Assembly, TrainingComponents, Mapping[str, Any]]:
     """Build the components of a run, with every ``auto`` setting resolved and no file written.
 
-    The last result is the record of the weights that a new run starts from, empty for random ones.
+    The last item is the record of the weights that a new run starts from; it is empty if these are random.
     """
     require_groups(composition.config)
     refuse_repeated_options(composition)
@@ -306,7 +306,7 @@ def _built(
 
 
 def _found_start(composition: Composition, run_dir: Path) -> tuple[resume.Start, Mapping[str, Tensor]]:
-    """Return the start of a run, and the weights of networks that other runs have trained."""
+    """Return how a run starts, and the weights of networks that other runs have trained."""
     composition, trained = with_trained_networks(composition)
     return resume.find_start(composition, run_dir), trained
 

@@ -1,7 +1,7 @@
 """Networks of other runs as parts of a new model, such as the autoencoder of latent diffusion.
 
-The text in the config, a run directory or a checkpoint, is replaced by the config of its networks before anything is built.
-Only the user's own config is read in this way: a config in a checkpoint holds the networks' config instead of a text.
+The user's config names such a network by a run directory or a checkpoint. This string is replaced with the network's config
+before anything is built. A config in a checkpoint is not read in this way: it already holds the network's config.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def with_trained_networks(composition: Composition) -> tuple[Composition, Mapping[str, Tensor]]:
-    """Replace each text that names an autoencoder's run by the config of its networks, and read their weights.
+    """Replace each string that names an autoencoder's run with the config of its networks, and read their weights.
 
     Args:
         composition: The composed config.
@@ -44,7 +44,7 @@ def with_trained_networks(composition: Composition) -> tuple[Composition, Mappin
 
     Raises:
         CheckpointError: If there is no checkpoint, or it is broken.
-        ConfigError: If it holds no autoencoder with a grid of latents, or needs files of this machine.
+        ConfigError: If it holds no autoencoder with a grid of latents, or needs files from this machine.
     """
     model = OmegaConf.to_container(composition.config.model, resolve=False)
     assert isinstance(model, dict)
@@ -96,7 +96,7 @@ def _autoencoder(given: str, key: str, allow: tuple[str, ...]) -> tuple[dict[str
     space = getattr(method, "latent_space", None)
     if space is None:
         raise ConfigError(
-            f"{key}={given} holds a {getattr(method, '__name__', method)}, which is no autoencoder with a grid of latents",
+            f"{key}={given} holds a {getattr(method, '__name__', method)}, which is not an autoencoder with a grid of latents",
             "give a run of model=kl_autoencoder or model=vq_vae",
             key=key,
         )
@@ -143,7 +143,7 @@ def _pinned(model: Mapping[str, Any], name: str, facts: Mapping[str, Any], build
 
 
 def _refuse_interpolations(node: Any, key: str) -> None:
-    """Refuse texts that would be resolved as a part of the new config, because a checkpoint must not call resolvers.
+    """Refuse strings that would be resolved as part of the new config, because a checkpoint must not call resolvers.
 
     Raises:
         CheckpointError: If there is one.

@@ -87,7 +87,7 @@ def _encoder(options: Prepare, source: ImageDataset) -> LatentEncoder:
     def encode(images: NDArray[np.uint8]) -> NDArray[np.float16]:
         latents = autoencoder.encode(to_float(torch.from_numpy(images).to(device))).half().cpu().numpy()
         if not np.isfinite(latents).all():
-            raise DataError(f"autoencoder={options.autoencoder} makes latents beyond the range of float16: train it longer")
+            raise DataError(f"autoencoder={options.autoencoder} produces latents outside the range of float16: train it longer")
         return latents
 
     return LatentEncoder(encode, autoencoder.latent_shape, autoencoder.sha256, autoencoder.run)

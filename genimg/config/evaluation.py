@@ -29,7 +29,7 @@ def build_evaluator(node: Mapping[str, Any], builder: Builder) -> ModelEvaluator
 
 
 def build_expected(nodes: Sequence[Any] | None, builder: Builder) -> list[ExpectedPoint]:
-    """Build the published points of the key ``expected``; None, as in checkpoints of before, has none.
+    """Build the published points listed under the key ``expected``; None, as in older checkpoints, means no points.
 
     Raises:
         ConfigError: If a point is invalid.

@@ -43,7 +43,7 @@ _HARMLESS = (
     "trainer.duration", "trainer.log_interval", "trainer.preview_interval", "trainer.preview_images",
     "trainer.checkpoint_interval", "trainer.keep_last", "trainer.checkpoint_minutes", "trainer.preview_seconds",
     "trainer.usual_duration", "trainer.weights",
-    "model.autoencoder.run",  # its digest is compared
+    "model.autoencoder.run",  # the autoencoder's digest is compared instead
 )  # fmt: skip
 
 
@@ -334,7 +334,7 @@ def _why_impossible(state: Node, changes: dict[str, str], config: Node, named: i
     if "optimizer._target_" in changes:
         return "another optimizer cannot use the state of this one"
     if any(key.startswith("model.autoencoder.") for key in changes):
-        return "the autoencoder is part of the checkpoint, and another one would have other latents"
+        return "the autoencoder is part of the checkpoint, and the latents of another one would differ"
     allowed = (*instantiate.ALLOWED, *map(str, config["allow"] or ()))
     batch_size = config["trainer"]["batch_size"]
     builder = instantiate.Builder(allowed, epoch_size=state["num_images"], batch_size=batch_size, named=named)

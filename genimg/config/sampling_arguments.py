@@ -1,7 +1,8 @@
 """Sampling options of a model on the command line, where Hydra does not know their names.
 
-``truncation=0.7`` of genimg-sample stands for ``sampling.truncation=0.7``, and so does ``steps=10`` of genimg-translate; the
-other commands have ``sampling`` or ``evaluation.sampling``. All are checked once the model is loaded.
+``truncation=0.7`` of genimg-sample stands for ``sampling.truncation=0.7``, and ``steps=10`` of genimg-translate stands for
+``sampling.steps=10``. The other commands have ``sampling`` or ``evaluation.sampling``. All options are checked once the model
+is loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ WITH_MODEL_OPTIONS = ("sample", "translate")
 
 
 def with_sampling_options(arguments: Sequence[str], command: str = "sample") -> list[str]:
-    """Move every option that a command, one of ``WITH_MODEL_OPTIONS``, does not have to ``sampling``."""
+    """Prefix with ``sampling.`` every option that a command in ``WITH_MODEL_OPTIONS`` does not have itself."""
     known = {option.name for option in options_of(COMMANDS[command])} | {*CHECKPOINT_GROUPS, "hydra"}
     keys = [re.match(r"([A-Za-z_]\w*)=", argument) for argument in arguments]
     return [

@@ -61,7 +61,7 @@ class Latents:
     Attributes:
         shape: Shape (C, h, w) of the latents of an image.
         sha256: Digest of the weights of the autoencoder that made them.
-        run: Path of its checkpoint, for the record.
+        run: Path of the autoencoder's checkpoint, for the record.
     """
 
     shape: tuple[int, int, int]

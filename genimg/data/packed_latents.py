@@ -17,7 +17,7 @@ from genimg.errors import DataError
 
 LATENTS = "latents.npy"
 LATENT = "latent_"
-"""Beginning of the key of latents in a batch; the digest of the autoencoder's weights follows."""
+"""Prefix of the key of latents in a batch; the digest of the autoencoder's weights follows."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class LatentEncoder:
         encode: Function from uint8 images [N, C', H, W] to latents, float16 [N, C, h, w].
         shape: Shape (C, h, w) of the latents of an image.
         sha256: Digest of the autoencoder's weights.
-        run: Path of its checkpoint, for the record.
+        run: Path of the autoencoder's checkpoint, for the record.
     """
 
     encode: Callable[[NDArray[np.uint8]], NDArray[np.float16]]
@@ -42,7 +42,7 @@ class PackedLatents:
 
     Args:
         folder: Directory written by genimg-prepare.
-        description: Description of its content, which has latents.
+        description: Description of the directory's content, including latents.
 
     Raises:
         DataError: If a file is missing, truncated, or does not match the description.

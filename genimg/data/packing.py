@@ -113,7 +113,7 @@ class _LatentWriter:
             self.checksums += map(zlib.crc32, latents)
 
     def finish(self) -> None:
-        """Write the final header, which has the same length."""
+        """Write the final header, which is as long as the first one."""
         self.file.seek(0)
         self.file.write(_header((len(self.checksums), *self.encoder.shape), "<f2"))
 
@@ -137,7 +137,7 @@ def pack(
         num_threads: Number of decoding threads; None uses one per core.
         max_corrupt: Number of corrupt images to skip before an error; None skips all.
         provenance: Further information about the origin of the images, as primitives.
-        encoder: Encoder whose latents are written, too; None for none.
+        encoder: Encoder whose latents are written, too; None writes no latents.
 
     Returns:
         The description of the files, and the number of corrupt images.
@@ -247,7 +247,7 @@ def _npy(array: NDArray[Any]) -> bytes:
 
 
 def _header(shape: tuple[int, ...], descr: str = "|u1") -> bytes:
-    """Return the header of an .npy file of values of a type, uint8 by default."""
+    """Return the header of an .npy file whose values have a given type, uint8 by default."""
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
     return buffer.getvalue()

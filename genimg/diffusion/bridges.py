@@ -1,7 +1,7 @@
 """Paths from an image to its source instead of to noise, for pairs of images.
 
 A bridge from an image x to its source y has the states x_t = (1 - m) x + m y + s e, where m grows from 0 to 1 and s is 0 at
-both ends. The difference from the source is on an ordinary path: x_t - y = (1 - m) (x - y) + s e, with scale = 1 - m and
+both ends. The difference from the source follows an ordinary path: x_t - y = (1 - m) (x - y) + s e, with scale = 1 - m and
 sigma = s. So all formulas for paths, predictions and samplers hold for differences from the source; only the network sees x_t.
 """
 
@@ -18,14 +18,14 @@ from torch import Tensor
 from genimg.diffusion.paths import Path
 
 _Time = TypeVar("_Time", float, Tensor)
-_LEAST_FRACTION = 1e-3  # of the time; next to the image, there is nothing to learn
+_LEAST_FRACTION = 1e-3  # smallest time of ``of_fraction``; closer to the image, there is nothing to learn
 
 
 class Bridge(Path):
-    """A Brownian bridge of images' differences from their sources: s^2 = variance m (1 - m).
+    """A Brownian bridge for the difference between an image and its source: s^2 = variance m (1 - m).
 
     Attributes:
-        variance: Variance of the Brownian motion of which the bridge is made.
+        variance: Variance of the Brownian motion from which the bridge is derived.
     """
 
     end = 1.0
@@ -34,7 +34,7 @@ class Bridge(Path):
 
     @abstractmethod
     def share(self, time: Tensor) -> Tensor:
-        """Return the share m of the source at times of any shape; it must be 1 - m at 1 - time."""
+        """Return the share m of the source at times of any shape; the share at ``1 - time`` must be 1 - m."""
 
     def scale(self, time: Tensor) -> Tensor:
         return self.share(1.0 - time)
@@ -62,7 +62,7 @@ class BrownianBridge(Bridge):
     """The bridge of Li et al. 2023 (BBDM), equations 4 to 6, where m is the time.
 
     Args:
-        variance: Variance of the Brownian motion, 2 s in the paper, where s is 1 by default; above 0.
+        variance: Variance of the Brownian motion, above 0. It is 2 s in the paper, where s is 1 by default.
 
     Raises:
         ValueError: If the variance is not above 0.
@@ -85,7 +85,7 @@ class SchrodingerBridge(Bridge):
 
     Args:
         beta_min: Rate at both ends, in variance per unit of time; 0.1 in the authors' code.
-        beta_max: Rate at which a linear root would arrive at the end; 0.3 in the paper.
+        beta_max: Rate that would be reached at the end if the square root stayed linear after the middle; 0.3 in the paper.
 
     Raises:
         ValueError: If a rate is out of range.

@@ -13,7 +13,7 @@ from genimg.diffusion.predictions import Prediction, prediction_of, require_fitt
 
 @dataclass(frozen=True)
 class Source:
-    """Input images of a translation, in the forms in which a denoiser and its samplers use them.
+    """Input images of a translation, in the forms that a denoiser and its samplers use.
 
     Attributes:
         appended: Channels that the network sees after those of x_t: [N, S, H, W]; None for none.
@@ -28,7 +28,7 @@ class Source:
     missing: Tensor | None = None
 
     def completed(self, image: Tensor, *, clip: bool) -> Tensor:
-        """Return estimates with the known pixels as they are; on a bridge, of differences from the source.
+        """Return estimates whose known pixels have the given values; on a bridge, estimates are differences from the source.
 
         Args:
             image: Estimates [N, C, H, W].

@@ -82,7 +82,7 @@ class Path(nn.Module, ABC):
         """
 
     def has_times_of(self, other: Path) -> bool:
-        """Return whether the times of another path mean the same scale and sigma on this one."""
+        """Return whether each time has the same scale and sigma on this path as on another one."""
         if type(self) is not type(other) or self.num_levels != other.num_levels:
             return False
         times = other.ascent(_NUM_COMPARED)

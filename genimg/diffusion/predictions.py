@@ -131,7 +131,7 @@ class Difference(Prediction):
 
 
 class I2SB(Prediction):
-    """On a bridge, (x_t - x) / a, where a^2 is the variance of the Brownian motion until then: Liu et al. 2023, equation 12.
+    """On a bridge, (x_t - x) / a, where a^2 is the Brownian motion's variance up to time t: Liu et al. 2023, equation 12.
 
     Args:
         variance: Variance of the whole Brownian motion.
@@ -147,7 +147,7 @@ class I2SB(Prediction):
         return -(self.variance * (1.0 - scale)).sqrt()
 
     def target(self, image: Tensor, noise: Tensor, scale: Tensor, sigma: Tensor) -> Tensor:
-        # With sigma^2 = a^2 scale, because it is 0 / 0 next to the image.
+        # This form uses sigma^2 = a^2 scale, because the formula above is 0 / 0 next to the image.
         return scale.sqrt() * noise - ((1.0 - scale) / self.variance).sqrt() * image
 
 
@@ -174,10 +174,10 @@ def require_fitting_prediction(kind: str, path: Path) -> None:
     """
     if isinstance(path, Bridge):
         if kind not in ON_BRIDGES:
-            raise ValueError(f"prediction={kind} is not for a bridge: choose one of {', '.join(ON_BRIDGES)}")
+            raise ValueError(f"prediction={kind} does not work on a bridge: choose one of {', '.join(ON_BRIDGES)}")
         return
     if kind not in PREDICTIONS:
-        only = "is only for a bridge" if kind in ON_BRIDGES else "is unknown"
+        only = "works only on a bridge" if kind in ON_BRIDGES else "is unknown"
         raise ValueError(f"prediction={kind} {only}: choose one of {', '.join(PREDICTIONS)}")
     if kind == "noise" and path.ends_in_noise:
         raise ValueError("prediction=noise does not determine the image where a path ends in pure noise: choose velocity")

@@ -1,4 +1,4 @@
-"""Distributions of the pairs of times on a straight line, between which a network is trained to know the average velocity."""
+"""Distributions of pairs of times on a straight line, between which a network learns the average velocity."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class TimePair(NamedTuple):
 
 
 class LogitNormalPairs:
-    """Two logit-normal times, of which a share of the samples keeps only the later one: Geng et al. 2025, section 4.3.
+    """Two logit-normal times per sample; some samples keep only the later one: Geng et al. 2025, section 4.3.
 
     Args:
         mean, std: Mean and standard deviation of logit(t), for the later time.
         earlier_mean, earlier_std: The same for the earlier time.
-        ordering: If the earlier time is drawn above the later one, ``swap`` both, or ``limit`` it to the later one.
+        ordering: If the earlier time is drawn above the later one, ``swap`` the two, or ``limit`` the earlier to the later one.
         share: Share of the samples with two times, from 0 to 1. The others have r = t, which is plain flow matching.
 
     Raises:

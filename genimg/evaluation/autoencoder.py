@@ -24,12 +24,12 @@ from genimg.utils.environment import versions
 class AutoencoderEvaluator(HeldOutEvaluator):
     """Measure reconstructions of held-out images: the Fréchet distance to the originals, PSNR, SSIM and, if given, LPIPS.
 
-    The distance, called rFID with Inception's features, is the primary metric. It is the lower limit of what a model of the
-    latents can reach.
+    The distance, called rFID with Inception's features, is the primary metric. A model of the latents cannot be expected to
+    reach a lower distance.
 
     Args:
         extractor: Feature extractor.
-        num_images, batch_size: See HeldOutEvaluator. The batch size does not influence the values.
+        num_images, batch_size, seed: See HeldOutEvaluator. The batch size does not influence the values.
         lpips: LPIPS distance with local weights; None omits it.
 
     Raises:
@@ -50,8 +50,8 @@ class AutoencoderEvaluator(HeldOutEvaluator):
     def check(self, method: Method, source: ImageDataset | None = None) -> None:
         if not isinstance(method, Reconstructs):
             raise ConfigError(
-                f"this evaluation needs an autoencoder, such as kl_autoencoder, and a {type(method).__name__} is none: choose "
-                "another evaluation"
+                f"this evaluation needs an autoencoder, such as kl_autoencoder, but a {type(method).__name__} is not one: "
+                "choose another evaluation"
             )
         self.warn_without_validation(source)
         if source is not None:

@@ -180,7 +180,7 @@ class Evaluator(ModelEvaluator):
             self.check_reconstructions(method, source.shape)
 
     def choose_sampling(self, given: Mapping[str, Any]) -> None:
-        """Replace values of ``sampling``, also by values that a config cannot hold, such as another model."""
+        """Replace values of ``sampling``. A value can be an object that a config cannot hold, such as another model."""
         self.sampling |= given
 
     def check_num_images(self, count: int) -> None:

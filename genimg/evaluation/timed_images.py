@@ -17,7 +17,7 @@ class TimedImages(ImageSet):
     """A model's images, with the time that their generation takes.
 
     Args:
-        images: The images, which stay the same.
+        images: The images; timing does not change them.
     """
 
     def __init__(self, images: GeneratedImages) -> None:
@@ -44,7 +44,7 @@ class TimedImages(ImageSet):
 
     @property
     def seconds_per_image(self) -> float:
-        """Mean time per image on one device, without the first batch if there are others: it may choose algorithms."""
+        """Mean time per image on one device. If possible, the first batch is omitted, because it may also choose algorithms."""
         batches = self._batches[1:] or self._batches
         return sum(seconds for _, seconds in batches) / max(sum(count for count, _ in batches), 1)
 

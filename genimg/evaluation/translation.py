@@ -35,15 +35,15 @@ from genimg.utils.numbers import require_least
 
 log = logging.getLogger(__name__)
 
-_KEPT_BYTES = 2**28  # of random translations that are kept for distances of their features
+_KEPT_BYTES = 2**28  # maximum size of the random translations that are kept for feature distances
 
 
 class PairedEvaluator(TranslationEvaluator):
     """Measure translations against their targets: PSNR, SSIM, L1, MS-SSIM if images are large enough, and LPIPS if given.
 
     Inpainting is also measured in the holes alone, and super-resolution on the luma without borders; see ``similarities``. If
-    translations are random, these metrics are of one translation of each image, and ``diversity_l1`` is the mean absolute
-    difference of two translations of an image, in [0, 1]; ``diversity_l1_hole`` is that of the missing pixels alone.
+    translations are random, these metrics are computed for one translation of each image. In addition, ``diversity_l1`` is the
+    mean absolute difference, in [0, 1], between two translations of an image; ``diversity_l1_hole`` covers only missing pixels.
 
     Args:
         lpips: LPIPS distance with local weights; None omits it. See TranslationEvaluator for the other arguments.
@@ -76,7 +76,7 @@ class PairedEvaluator(TranslationEvaluator):
         self.lpips = lpips
         self.sampling = dict(sampling)
         self.num_samples, self.diversity_images = num_samples, diversity_images
-        self._made: dict[int, Tensor] = {}  # random translations as uint8 images, by index, which are slow to make again
+        self._made: dict[int, Tensor] = {}  # random translations as uint8 images, by index; making them again would be slow
 
     def check(self, method: Method, source: ImageDataset | None = None) -> None:
         super().check(method, source)
@@ -138,7 +138,7 @@ class PairedEvaluator(TranslationEvaluator):
     def _diversity(
         self, method: Translates, batch: Batch, finite: FiniteCheck, indices: NDArray[np.int64]
     ) -> dict[str, Tensor]:
-        """Return the mean distances [N] of two translations of an image, over all pairs of ``num_samples``."""
+        """Return the mean distances [N] between two translations of an image, over all pairs of ``num_samples``."""
         source, task = batch["source"], method.task
         outputs = (self.translated(method, source, indices, number) for number in range(self.num_samples))
         pairs = list(combinations([to_uint8(task.result(each, source)) for each in outputs], 2))

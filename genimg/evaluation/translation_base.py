@@ -62,7 +62,7 @@ class TranslationEvaluator(HeldOutEvaluator):
     """
 
     choices: tuple[str, ...]
-    """Metrics that may choose the best checkpoint, without those that are best if a translator changes nothing."""
+    """Metrics that may choose the best checkpoint; excluded are metrics that are best if a translator changes nothing."""
 
     key: str
     """Batch key that a model must use to be measured."""

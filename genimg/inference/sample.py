@@ -21,11 +21,11 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Cost:
-    """The images that a sampler has made so far, and the time that they took.
+    """The number of images that a sampler has made so far, and the time that they took.
 
     Attributes:
         num_images: Number of images.
-        seconds: Time of the model.
+        seconds: Time that the model took, in seconds.
     """
 
     num_images: int = 0
@@ -44,7 +44,7 @@ class Sampler:
         options: Sampling options, of the same class as the model's ``sampling_options``; None uses the latter.
         near: Image [1, C, H, W] in [-1, 1] around which to sample; None to sample the prior.
         spread: Spread around ``near``, in standard deviations of the prior.
-        cost: The images made so far.
+        cost: Number of images made so far, and their time.
     """
 
     method: Generates
@@ -70,9 +70,9 @@ class Sampler:
             self.method.check_options(self.options)
 
     def make_all(self, count: int, draw: Callable[[range], Batch], what: str) -> Iterator[tuple[range, Batch, Tensor]]:
-        """Yield the positions, drawn inputs and images of each batch; with an image ``near``, all need the same condition.
+        """Yield the positions, drawn inputs and images of each batch.
 
-        Images are [N, C, H, W] in [-1, 1], on the CPU.
+        Images are [N, C, H, W] in [-1, 1], on the CPU. If ``near`` is set, all images must have the same condition.
 
         Raises:
             CheckpointError: If the model returns NaN or infinite values.
@@ -98,7 +98,7 @@ class Sampler:
         bar.close()
 
     def log_cost(self) -> None:
-        """Log the number of network evaluations and the time per image, for a model whose options determine the number."""
+        """Log the number of network evaluations and the time per image, if the options determine the number of evaluations."""
         evaluations = (self.options or self.method.sampling_options).num_evaluations
         if evaluations is not None and self.cost.num_images:
             log.info("%d network evaluations and %.3g s per image", evaluations, self.cost.seconds / self.cost.num_images)

@@ -188,7 +188,7 @@ def plan(
         facts: Facts about the training images.
         data: The ``data`` group of the checkpoint's config, with optional ``fit`` and ``range``.
         class_names: Class names by label; empty if the checkpoint does not have them.
-        lookup: How to find the models and classes that sampling options name.
+        lookup: Functions that find the models and classes to which sampling options refer.
         run_dir: Directory of the run, for the default output.
         other_options: Names of options that are not the model's, to suggest for a misspelt one.
 

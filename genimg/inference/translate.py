@@ -105,8 +105,8 @@ class ImageTranslator:
         Args:
             images: Images, uint8 [N, C, h, w].
             masks: Masks for inpainting, float32 [N, 1, h, w]; None for none.
-            numbers: Indices of the images. Random translations depend only on the seed and the image's index, dropout on that
-                of the first image.
+            numbers: Indices of the images. A random translation depends only on the seed and the image's index; dropout
+                depends on the seed and the index of the first image.
 
         Raises:
             MemoryFullError: If the device has too little memory.
@@ -172,8 +172,8 @@ def options_of(
             )
         if num_samples > 1:
             raise ConfigError(
-                f"num_samples={num_samples} has no effect: this model, a {type(method).__name__}, has one translation of each "
-                "image: remove it",
+                f"num_samples={num_samples} has no effect, because this model, a {type(method).__name__}, has only one "
+                "translation of each image: remove it",
                 key="num_samples",
             )
         return None
@@ -240,7 +240,7 @@ def run(translate: Callable[[Tensor], Tensor], source: Tensor, device: torch.dev
     """Translate sources [N, S, H, W] on the device; sources and the result [N, T, H, W] are on the CPU.
 
     Args:
-        translate: Function of sources on the device.
+        translate: Function that translates sources on the device.
         source: The sources.
         device: The device.
 

@@ -30,7 +30,7 @@ from genimg.utils.progress import showing_steps
 
 
 class OwnImages(Task):
-    """The task of translating images of the model's own kind: the source is the image."""
+    """The task of translating images like those that the model generates: the source is the image itself."""
 
     def channels(self, shape: tuple[int, int, int]) -> tuple[int, int]:
         return shape[0], shape[0]
@@ -44,7 +44,7 @@ class OwnImages(Task):
 
 
 class BetweenLabels:
-    """A model that translates between its classes, as a translator of images from one of them to another.
+    """Translator from one class of a model to another, with the interface of an image-to-image model.
 
     Args:
         method: The model.
@@ -107,7 +107,7 @@ def between_labels(
     given: Mapping[str, Any],
     others: Sequence[str] = (),
 ) -> Method | BetweenLabels:
-    """Return a translator between two classes, or the method itself if it is not such a model.
+    """Return a translator between two classes, or the method itself if it cannot translate between classes.
 
     Args:
         method: The model.
@@ -124,7 +124,7 @@ def between_labels(
     if not able:
         for key, value in names.items():
             if value is not None:
-                raise ConfigError(f"{key}={value} needs a diffusion model with labels, and this model is another: remove it")
+                raise ConfigError(f"{key}={value} needs a diffusion model with labels, which this model is not: remove it")
         return method
     assert isinstance(method, TranslatesLabels)
     assert isinstance(method, Generates)
@@ -134,10 +134,12 @@ def between_labels(
             raise ConfigError(f"{key} is required, because this model translates between its classes{known}", key=key)
     source, target = (find_label(value, method.num_classes, class_names, key) for key, value in names.items())
     if source == target:
-        raise ConfigError(f"label_to={label_to} is the class of label_from: choose another class")
+        raise ConfigError(f"label_to={label_to} is the same class as label_from: choose another class")
     options = sampling_options(method, given, others, usual=method.label_translation_options)
     if not options.is_deterministic:
-        raise ConfigError("sampler must be without randomness for a translation: choose heun, euler or dpmpp_2m", key="sampler")
+        raise ConfigError(
+            "sampler must not be random for a translation between classes: choose heun, euler or dpmpp_2m", key="sampler"
+        )
     method.check_options(options)
     method.before_sampling()
     return BetweenLabels(method, source, target, options)
@@ -158,7 +160,7 @@ def image_translator(
     sampling: Mapping[str, Any] = MappingProxyType({}),
     other_options: Sequence[str] = (),
 ) -> ImageTranslator:
-    """Return the translator of images by a model; see ``ImageTranslator.of``.
+    """Return an image translator for a model; see ``ImageTranslator.of``.
 
     Args:
         method: The model, or the result of ``between_labels``.
@@ -166,7 +168,8 @@ def image_translator(
         data: The ``data`` group of the checkpoint's config.
         device: Device of the model.
         direction, tile, overlap, batch_size, seed, num_samples: See ``ImageTranslator``.
-        sampling, other_options: See ``ImageTranslator.of``; without effect on the result of ``between_labels``, which has them.
+        sampling, other_options: See ``ImageTranslator.of``. They are not used for the result of ``between_labels``, which
+            already contains its options.
 
     Raises:
         ConfigError: If the tiles do not fit the model, or the memory is too small.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-_SMALLEST = 1e-12  # squared error below which the square root has no gradient, because it would be infinite
+_SMALLEST = 1e-12  # the square root has no gradient below this squared error; at 0 it would be infinite
 
 
 class AdaptiveLoss:
-    """The squared error S of each image, summed over its values and divided by its own size: S / sg(S + offset)^power.
+    """The squared error S of each image, summed over its values and divided by a power of itself: S / sg(S + offset)^power.
 
-    Geng et al. 2025 ("Mean flows for one-step generative modeling"), section 4.3: with a power of 1/2 it is the Pseudo-Huber
-    loss, and 0 is the plain squared error. The gradient stops at ``sg``.
+    Geng et al. 2025 ("Mean flows for one-step generative modeling"), section 4.3: a power of 1/2 gives the Pseudo-Huber loss,
+    and 0 the plain squared error. No gradient flows through ``sg``.
 
     Args:
         power: Exponent p of the divisor, from 0 to 1; 0.75 in the paper for CIFAR-10 and 1 for ImageNet.
@@ -29,14 +29,14 @@ class AdaptiveLoss:
         self.power, self.offset = power, offset
 
     def of_images(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss of each image, and its mean squared error, without a graph: float32 [N] each."""
+        """Return the loss and, without a graph, the mean squared error of each image: float32 [N] each."""
         error = (output.float() - target.float()).square().flatten(1)
         total = error.sum(dim=1)
         return total / (total.detach() + self.offset) ** self.power, error.detach().mean(dim=1)
 
 
 class ConsistencyLoss:
-    """The Pseudo-Huber distance of two estimates of an image, sqrt(S + offset^2) - offset for the squared error S.
+    """The Pseudo-Huber distance between two estimates of an image, sqrt(S + offset^2) - offset for the squared error S.
 
     Geng et al. 2024 ("Consistency models made easy"), section 3. S is summed over the values of an image.
 

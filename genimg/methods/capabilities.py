@@ -116,7 +116,7 @@ class SamplesNearby(Protocol):
 
         Args:
             image: Image [1, C, H, W] in [-1, 1].
-            drawn: Result of ``draw``, whose first condition is that of the image.
+            drawn: Result of ``draw``; its first condition applies to the image.
         """
         ...
 
@@ -261,7 +261,10 @@ class TranslatesLabels(Protocol):
 
 @runtime_checkable
 class TranslatesRandomly(Protocol):
-    """Translates an image into one of many, by a random key. Such a model also ``Translates``, with keys of its own."""
+    """Translates an image into one of many results, chosen by a random key.
+
+    Such a model also ``Translates``, with fixed keys.
+    """
 
     @property
     def sampling_options(self) -> Any:
@@ -392,8 +395,8 @@ def setting(help: str, default: Any, *, refers_to: str | None = None) -> Any:
     Args:
         help: One line of help: meaning, unit and range.
         default: Default value, a primitive.
-        refers_to: ``model`` if the value that a user gives is the path of another model's checkpoint, and the field is an
-            ``OtherModel``; ``condition`` if it is a caption or a class; None for a plain value.
+        refers_to: ``model`` if the value that a user gives is the path of another model's checkpoint, and the field holds
+            an ``OtherModel``; ``condition`` if it is a caption or a class; None for a plain value.
     """
     return dataclasses.field(default=default, metadata={"help": help, "refers_to": refers_to})
 
@@ -404,7 +407,7 @@ class OtherModel:
 
     Attributes:
         method: The model in evaluation mode, on the device of the model that samples, prepared for sampling.
-        name: The name by which the user gave it.
+        name: Path of the checkpoint or run directory, as the user gave it.
         record: Everything that identifies the model, for records: path, digest and weights.
     """
 
@@ -430,7 +433,7 @@ class SamplingOptions:
 
     @property
     def num_evaluations(self) -> int | None:
-        """Number of times that the network is evaluated for one image; None if it does not depend on the options."""
+        """Number of times that the network is evaluated for one image; None if the options do not determine it."""
         return None
 
     @property

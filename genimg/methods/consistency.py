@@ -1,4 +1,4 @@
-"""Consistency models: a denoiser whose estimates agree along the way from noise to an image, and so generates in one step."""
+"""Consistency models: denoisers whose estimates agree along the path from noise to an image, so one step can generate it."""
 
 from __future__ import annotations
 
@@ -57,18 +57,18 @@ class ConsistencyOptions(SamplingOptions):
 class ConsistencyModel(ConditionalMethod):
     """Geng et al., "Consistency models made easy", 2024 (ECT).
 
-    The denoiser D of EDM (Karras et al. 2022) is trained to estimate the same image from more noise, x + t e, as from less,
-    x + r e. Where r is 0, the target is the image x. The distance from t to r shrinks in stages. The training should start from
-    the weights of a diffusion model (``init_from``), of which it is a fine-tuning.
+    The denoiser D of EDM (Karras et al. 2022) is trained to estimate the same image from a noisier state, x + t e, as from a
+    less noisy one, x + r e. Where r is 0, the target is the image x. The gap between t and r shrinks in stages. The method is a
+    fine-tuning, so training should start from the weights of a diffusion model (``init_from``).
 
-    Noise and time of a training sample depend only on the seed and its position in training. Both passes have the same dropout
-    mask.
+    The noise and time of a training sample depend only on the seed and its position in training. Both passes have the same
+    dropout mask.
 
     Args:
-        network: Network as that of ``methods.diffusion``, with one time.
+        network: Network like that of ``methods.diffusion``, with one time.
         path: EDM's path.
         times: Distribution of the larger time t.
-        loss: Distance of the two estimates.
+        loss: Distance between the two estimates.
         sampling: Default options of sampling.
         sigma_data: Standard deviation of the data, or ``auto`` to measure it before training.
         ratio: The number q, above 1: at stage s, counted from 1, the mapping is r = max(0, 1 - (1 + 8 sigmoid(-t)) / q^s) t.
@@ -141,7 +141,7 @@ class ConsistencyModel(ConditionalMethod):
         return update("denoiser", partial(self._loss, images=progress.images), batch)
 
     def earlier(self, time: Tensor, images: int) -> Tensor:
-        """Return the smaller times r for times t [N], at a number of images seen."""
+        """Return the smaller times r for times t [N], after ``images`` images seen."""
         stage = 1 if self.stage is None else min(images // self.stage + 1, self._last_stage)
         return time * (1.0 - (1.0 + _SHARPNESS * torch.sigmoid(-time)) * self.ratio**-stage).clamp(min=0.0)
 
@@ -159,7 +159,7 @@ class ConsistencyModel(ConditionalMethod):
     def _target(self, image: Tensor, noise: Tensor, time: Tensor, earlier: Tensor, condition: Tensor) -> Tensor:
         """Return the estimates [N, C, H, W] at the smaller times, without a graph; the images where these are 0."""
         is_image = earlier == 0.0
-        safe = torch.where(is_image, time, earlier)  # the network is told ln r
+        safe = torch.where(is_image, time, earlier)  # avoids ln 0, because the network receives ln r
         states = random_state(image.device)
         with torch.no_grad():
             estimate = self.denoiser.estimate(self.denoiser.mixed(image, noise, safe), safe, condition)

@@ -61,8 +61,8 @@ class Diffusion(ConditionalMethod):
         condition_dropout: Probability of training without the condition, from 0 to below 1, which guidance needs.
         image_size: Size of the images in pixels, one number or [height, width].
         channels: Number of channels of the images.
-        augment: Augmentation of the training images; its number of labels must be the network's ``augment_dim``. None for none.
-        uncertainty: Network that learns the error to expect at each time, see ``DenoisingObjective``; None for none.
+        augment: Augmentation of the training images; its number of labels must be the network's ``augment_dim``. None omits it.
+        uncertainty: Network that learns the expected error at each time, see ``DenoisingObjective``; None for none.
 
     Raises:
         ValueError: If the parts are incompatible or a number is out of range.
@@ -94,8 +94,8 @@ class Diffusion(ConditionalMethod):
             raise ValueError(f"sigma_data={given} does not match prediction={prediction}: edm needs it, the others null")
         if isinstance(path, Bridge):
             raise ConfigError(
-                "path leads from an image to its source, but this method has no sources: choose a path to noise, or a model of "
-                "translations such as bridge",
+                "path leads from an image to its source, but this method has no sources: choose a path to noise, or an "
+                "image-to-image model such as bridge",
                 key="path",
             )
         if isinstance(sigma_data, str) and sigma_data != "auto":
@@ -136,14 +136,14 @@ class Diffusion(ConditionalMethod):
         if self.measures_data:
             self.denoiser.sigma_data.fill_(images.double().std(correction=0).clamp(min=1e-3))
 
-    # The space in which noise is added and removed, which differs in latent diffusion
+    # The space in which noise is added and removed: latent diffusion overrides these two methods
 
     def _encoded(self, batch: Batch) -> Tensor:
-        """Return the data of a batch's images, float32 [N, C, H, W]: the images themselves."""
+        """Return the data to which noise is added, float32 [N, C, H, W]: here the images themselves."""
         return batch["image"].float()
 
     def _decoded(self, data: Tensor) -> Tensor:
-        """Return the images in [-1, 1] of data [N, C, H, W]."""
+        """Return the images, in [-1, 1], that correspond to data [N, C, H, W]."""
         return data.clamp(-1.0, 1.0)
 
     # Training
@@ -208,14 +208,14 @@ class Diffusion(ConditionalMethod):
         if not isinstance(guide, Diffusion):
             raise ConfigError(f"{what} is a {type(guide).__name__}: give a diffusion or flow-matching model")
         for name, own, its in (
-            ("images of", self.shape, guide.shape),
-            ("the condition", self.condition_key or "none", guide.condition_key or "none"),
-            ("a number of classes of", self.num_classes, guide.num_classes),
+            ("image shape", self.shape, guide.shape),
+            ("condition", self.condition_key or "none", guide.condition_key or "none"),
+            ("number of classes", self.num_classes, guide.num_classes),
         ):
             if own != its:
-                raise ConfigError(f"{what} has {name} {its}, and this model {own}: give a model of the same data")
+                raise ConfigError(f"{what} has {name} {its}, but this model has {own}: give a model of the same data")
         if not guide.path.has_times_of(self.path):
-            raise ConfigError(f"{what} has another path from image to noise than this model: give a model with the same path")
+            raise ConfigError(f"{what} does not have this model's path from image to noise: give a model with the same path")
 
     @torch.no_grad()
     def sample(self, batch: Batch, options: DiffusionOptions | None = None) -> Tensor:
@@ -249,12 +249,15 @@ class Diffusion(ConditionalMethod):
 
     @property
     def label_translation_options(self) -> DiffusionOptions:
-        """Heun's method with as many steps as from the image to noise."""
+        """Heun's method, with as many steps as ``near=`` takes from an image to noise."""
         return DiffusionOptions(sampler="heun", steps=min(_ODE_STEPS, self.path.num_levels or _ODE_STEPS))
 
     @torch.no_grad()
     def translate_labels(self, image: Tensor, source: int, target: int, options: DiffusionOptions | None = None) -> Tensor:
-        """Follow the ODE of one class to noise, and from there that of the other: DDIB, Su et al. 2023, algorithm 1."""
+        """Follow the ODE of the source class to noise, and then that of the target class to an image.
+
+        This is DDIB: Su et al. 2023, algorithm 1.
+        """
         options = options or self.label_translation_options
         start, end = (torch.full((len(image),), label, device=image.device) for label in (source, target))
         encoded = self._encoded({"image": image}).to(state_type(image))
@@ -311,8 +314,8 @@ class Diffusion(ConditionalMethod):
                 "sigma": path.sigma(times).tolist(),
             },
             remarks=(
-                "it estimates the image of a noisy one, without guidance; the record holds the times, scales and sigmas of the "
-                "default sampler's steps (docs/diffusion.md shows the loop)",
+                "it estimates the clean image from a noisy one, without guidance; the record holds the times, scales and "
+                "sigmas of the default sampler's steps (docs/diffusion.md shows the loop)",
             ),
             is_limited=False,
         )

@@ -21,7 +21,7 @@ def check_negative(negative: str | int, condition_key: str | None, num_classes: 
         num_classes: Number of classes; 0 for a model that does not read labels.
 
     Raises:
-        ConfigError: If it is no condition of the model.
+        ConfigError: If the model cannot use it as a condition.
     """
     what = f"negative={negative}"
     if condition_key is None:
@@ -33,7 +33,7 @@ def check_negative(negative: str | int, condition_key: str | None, num_classes: 
 
 
 def negative_condition(negative: str | int, condition: Tensor) -> Tensor:
-    """Return raw conditions of the shape of ``condition``, all of them the negative one.
+    """Return raw conditions of the shape of ``condition``, all equal to the negative condition.
 
     Args:
         negative: Caption or label.

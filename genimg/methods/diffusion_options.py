@@ -34,12 +34,12 @@ class DiffusionOptions(SamplingOptions):
     )
     guidance: int | float = setting("Guidance scale; 1: none, above 1: images closer to the condition", 1.0)
     negative: str | int | None = setting(
-        "Caption (or class) that guidance leads away from; null: from the estimate without a condition",
+        "Caption (or class) that guidance leads away from; null: the estimate without a condition",
         None,
         refers_to="condition",
     )
     autoguidance: OtherModel | None = setting(
-        "Weaker model of the same data that guidance leads away from, also without conditions; null: none",
+        "Weaker model of the same data that guidance leads away from; works without conditions, too; null: none",
         None,
         refers_to="model",
     )

@@ -33,14 +33,14 @@ def check_options(options: DiffusionOptions, path: Path, *, unguided: str | None
     Args:
         options: Options of sampling.
         path: The model's path.
-        unguided: Why guidance has no effect on the model, after "a model that"; None if it has one.
+        unguided: Why guidance has no effect on the model, as a continuation of "a model that"; None if it has an effect.
 
     Raises:
         ConfigError: If an option has no effect on the model, or is out of its range.
     """
     if options.spacing is not None and options.spacing not in path.spacings:
         raise ConfigError(
-            f"spacing={options.spacing} is not one of the model's path: choose {' or '.join(path.spacings)}", key="spacing"
+            f"spacing={options.spacing} does not fit the model's path: choose {' or '.join(path.spacings)}", key="spacing"
         )
     try:
         path.grid(options.steps, spacing_of(options, path))
@@ -68,7 +68,7 @@ def spacing_of(options: DiffusionOptions, path: Path) -> str:
 
 
 def quick(options: DiffusionOptions) -> DiffusionOptions:
-    """Return the options of a fast preview, without randomness."""
+    """Return options for a fast preview, which add no noise."""
     return replace(options, sampler="euler", eta=None, variance=None, churn=None, churn_noise=None, churn_from=None,
                    churn_until=None, steps=min(options.steps, _PREVIEW_STEPS))  # fmt: skip
 
@@ -86,7 +86,8 @@ def generate(
 ) -> Tensor:
     """Follow the path from its end to an image, with the solver of the options.
 
-    A bridge ends in the source, without noise. So its first step needs only the estimate of the image, and adds the noise.
+    A bridge ends in the source, without noise. The first step on a bridge therefore estimates the image from the source alone,
+    and then adds noise.
 
     Args:
         denoiser: The network, in any mode.
@@ -127,7 +128,7 @@ def generate(
 def _from_source(
     state: Tensor, time: Tensor, level: float, *, denoiser: Denoiser, condition: Tensor, source: Source, clip: bool
 ) -> Tensor:
-    """Estimate the image of a state, given its source, with the known pixels as they are."""
+    """Estimate the image of a state, given its source; known pixels keep their given values."""
     image = denoiser.estimate(state.float(), time.float().expand(len(state)), condition, source=source)
     return source.completed(image, clip=clip).to(state.dtype)
 

@@ -25,11 +25,11 @@ class DenoisingObjective:
         times: Distribution of the times.
         loss: Weighted squared error of its output.
         augment: Augmentation of the images, whose labels the network receives; None for none.
-        uncertainty: Network of the expected error's logarithm at each time, by which the error is divided in training so that
-            all times matter equally (Karras et al. 2024, section 2.2); None for no division.
+        uncertainty: Network that predicts the logarithm of the expected error at each time. In training, the error is divided
+            by the expected one, so all times matter equally (Karras et al. 2024, section 2.2). None for no division.
 
     Raises:
-        ConfigError: If the times do not fit the denoiser's path, or the network does not have the augmentation's labels.
+        ConfigError: If the times do not fit the denoiser's path, or the network does not take the augmentation's labels.
     """
 
     denoiser: Denoiser
@@ -61,7 +61,7 @@ class DenoisingObjective:
     def losses(
         self, image: Tensor, key: Tensor, condition: Tensor, keep: Tensor | None, source: Source | None = None
     ) -> Tensor:
-        """Return the losses [N] of images [N, C, H, W], whose augmentation, noise and times depend on their keys int64 [N]."""
+        """Return the losses [N] of images [N, C, H, W]; ``key``, int64 [N], determines their augmentation, noise and times."""
         labels = None
         if self.augment is not None:
             image, labels = self.augment(image, mixed_keys(key, AUGMENT))

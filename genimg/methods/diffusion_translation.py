@@ -39,18 +39,19 @@ _PREVIEW_ROWS, _PREVIEW_SAMPLES = 12, 2
 class DiffusionTranslation(Translation):
     """A network trained to separate targets from noise, or from their sources on a bridge, given the sources.
 
-    For inpainting, the loss covers only the missing pixels, and each step of a sampler starts from the known ones as they are.
+    For inpainting, the loss covers only the missing pixels, and each step of a sampler replaces the known pixels of the
+    estimate with the given ones.
 
     Args:
         network: Network, (x_t and the source's channels [N, T + S, H, W], time [N], condition [N, 0], None) -> prediction
-            [N, T, H, W]. Its attribute ``source_channels`` may be 0 on a bridge, so it sees x_t alone.
+            [N, T, H, W]. On a bridge, its attribute ``source_channels`` may be 0; it then sees only x_t.
         path: Path from the target to noise, or a bridge to the source.
         prediction: What the network predicts: ``noise``, ``data``, ``v``, ``velocity`` or ``edm``; on a bridge ``data``,
             ``difference`` or ``i2sb``.
         times: Distribution of the times in training.
         loss: Weighted squared error of the prediction.
         sampler: Default options of sampling.
-        sigma_data: Standard deviation of the targets for ``edm``, or ``auto`` to measure it before training; None for others.
+        sigma_data: Standard deviation of the targets for ``edm``, or ``auto`` to measure it before training; otherwise None.
         image_size: Size of the targets in pixels, one number or [height, width].
         source_channels: Number S of channels of the sources.
         target_channels: Number T of channels of the targets.
@@ -171,7 +172,7 @@ class DiffusionTranslation(Translation):
         return images.clamp(-1.0, 1.0)
 
     def translate(self, source: Tensor, direction: str | None = None) -> Tensor:
-        """Translate sources with fixed random keys, one for each place in the batch."""
+        """Translate sources with fixed random keys, one for each position in the batch."""
         assert direction is None
         return self.translate_randomly(source, mixed_keys(torch.arange(len(source), device=source.device), NOISE))
 
@@ -211,8 +212,8 @@ class DiffusionTranslation(Translation):
                 "sigma": path.sigma(times).tolist(),
             },
             remarks=(
-                "it estimates the target of a noisy one, given the source; the record holds the times, scales and sigmas of "
-                "the default sampler's steps (docs/diffusion.md shows the loop)",
+                "it estimates the clean target from a noisy one and the source; the record holds the times, scales and sigmas "
+                "of the default sampler's steps (docs/diffusion.md shows the loop)",
             ),
             is_limited=False,
         )
@@ -249,7 +250,7 @@ def _source_of(source: Tensor, task: Task, channels: int, *, appends: bool, brid
     if end is not None and end.shape[1] != channels:
         raise ConfigError(
             f"a bridge cannot lead from targets of {channels} channels to sources of {end.shape[1]}: choose another path, or "
-            "data whose two images have equal channels",
+            "data whose two images have the same number of channels",
             key="path",
         )
     return Source(

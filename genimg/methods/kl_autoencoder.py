@@ -1,7 +1,7 @@
 """The autoencoder of latent diffusion: Rombach et al., "Latent diffusion models", CVPR 2022, section 3.1 and appendix G.
 
-Its latents are a grid with a slight penalty towards N(0, 1), so it cannot sample from this prior: models such as
-``LatentDiffusion`` learn the distribution of the latents.
+Its latents form a grid. The penalty that draws them towards N(0, 1) is slight, so N(0, 1) cannot serve as a prior for sampling:
+models such as ``LatentDiffusion`` learn the distribution of the latents instead.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _SMALLEST_NORM = 1e-4
 
 
 class Adversary(nn.Module):
-    """A discriminator of the patches of reconstructions, with its losses.
+    """A patch discriminator for reconstructions, with its losses.
 
     Args:
-        discriminator: Constructor of the network, image [N, C, H, W] -> list of patch logits; its ``target_channels`` is given.
+        discriminator: Constructor of the network, image [N, C, H, W] -> list of patch logits. It receives ``target_channels``.
         loss: Pair of losses.
-        weight: Weight of the autoencoder's adversarial loss, relative to a weight at which its gradient is as large as that of
-            the reconstruction, for the weights of the decoder's last layer.
-        start: Images seen from which the discriminator is trained and used.
+        weight: Weight of the autoencoder's adversarial loss. At 1, the gradient of this loss with respect to the weights of
+            the decoder's last layer is as large as that of the reconstruction loss.
+        start: Number of images seen from which on the discriminator is trained and used.
         channels: Number of channels of the images.
 
     Raises:
@@ -63,7 +63,7 @@ class Adversary(nn.Module):
         if not is_positive(weight):
             raise ValueError(f"weight={shown(weight)} must be above 0: for no discriminator, set the adversary to null")
         if loss.relativistic:
-            raise ValueError("loss must not be relativistic: reconstructions are judged alone")
+            raise ValueError("loss must not be relativistic, because each reconstruction is judged on its own")
         self.discriminator = discriminator(target_channels=channels)
         self.loss = loss
         self.weight = weight
@@ -88,18 +88,18 @@ class Adversary(nn.Module):
 class KLAutoencoder(Method):
     """An encoder into Gaussian latents on a grid, and a decoder, trained to reconstruct images.
 
-    The loss is the reconstruction's, plus the KL divergence from N(0, 1) in nats per image, divided by the number of the
-    image's values and weighted, plus an adversarial loss if there is an adversary. Its weight is adaptive (equation 7 of Esser
-    et al. 2021): the ratio of both gradients' norms for the decoder's last weights, at most 10,000. It depends on the
-    microbatch, so with an adversary a run with accumulation differs slightly from one without. The noise of the latents depends
-    only on the seed and the sample's position in training.
+    The loss is the sum of the reconstruction loss, the weighted KL divergence from N(0, 1) in nats per value of the image, and
+    an adversarial loss if there is an adversary. The weight of the adversarial loss is adaptive (equation 7 of Esser et al.
+    2021): it contains the ratio of the norms of the two losses' gradients with respect to the decoder's last weights, at most
+    10,000. This ratio depends on the microbatch, so with an adversary, a run with accumulation differs slightly from one
+    without. The noise of the latents depends only on the seed and the sample's position in training.
 
     Args:
         encoder: Network, image [N, C', H, W] -> means and log-variances [N, 2 C, h, w].
         decoder: Network, latent [N, C, h, w] -> image.
         loss: Distance of the reconstruction from the image; its masks are not used.
         kl_weight: Weight of the KL divergence, 0 or more.
-        adversary: Discriminator of reconstructions; None for none.
+        adversary: Discriminator of reconstructions; None for no adversarial loss.
         image_size: Size of the images in pixels, one number or [height, width].
         channels: Number of channels of the images.
 
@@ -155,7 +155,7 @@ class KLAutoencoder(Method):
         """Return mean and log-variance [N, C, h, w] of q(z | x), the latter within bounds.
 
         Raises:
-            ConfigError: If the encoder's output is no grid with an even number of channels.
+            ConfigError: If the encoder's output is not a grid with an even number of channels.
         """
         moments: Tensor = self.encoder(image)
         if moments.dim() != 4 or moments.shape[1] % 2:
@@ -180,7 +180,7 @@ class KLAutoencoder(Method):
         return loss, {"loss/total": loss.detach()} | metrics
 
     def _ratio(self, reconstruction: Tensor, adversarial: Tensor) -> Tensor:
-        """Return the adaptive weight: the ratio of the norms of two losses' gradients for the decoder's last weights."""
+        """Return the adaptive weight: the ratio of two losses' gradient norms with respect to the decoder's last weights."""
         last = [parameter for parameter in self.decoder.parameters() if parameter.dim() > 1][-1]
         ours, theirs = (torch.autograd.grad(each, last, retain_graph=True)[0].norm() for each in (reconstruction, adversarial))
         return (ours / (theirs + _SMALLEST_NORM)).clamp(max=_LARGEST_RATIO).detach()
@@ -218,7 +218,7 @@ class KLAutoencoder(Method):
             inputs=(Port("latent", torch.float32, ("batch", *latent.shape[1:]), "latents of the encoder", torch.randn),),
             forward=images,
             reference=lambda batch: self.decode(batch["latent"]),
-            remarks=("its latents are those of the encoder, or of a model trained on them, not samples of N(0, 1)",),
+            remarks=("its input must be latents from the encoder, or from a model trained on them, not samples of N(0, 1)",),
         )
 
     def check(self, batch: Batch) -> None:

@@ -26,7 +26,7 @@ Placement = tuple[Tensor, Tensor, Tensor]
 class LabelledAugment(nn.Module):
     """Geometric augmentation whose parameters are labels for the network.
 
-    ``x_flip`` mirrors every second image, as a dataset with flipped copies does. Every other operation is applied to each image
+    ``x_flip`` mirrors half of the images, as if the dataset had flipped copies. Every other operation is applied to each image
     with probability ``p``: ``y_flip``, ``scale`` by 2^N(0, 0.2^2), ``rotate`` by U(-pi, pi), ``stretch`` by 2^N(0, 0.2^2) along
     a random axis and by its inverse across it, and ``translate`` by N(0, 0.125^2) of each side. They act in this order, that of
     the paper's table 6, but images are resampled only once, as in ``augment_operations.resample``.
@@ -44,7 +44,7 @@ class LabelledAugment(nn.Module):
     def __init__(self, *, p: float, operations: Sequence[str]) -> None:
         super().__init__()
         if not 0 < p <= 1:
-            raise ValueError(f"p={p} must be above 0 and at most 1: for no augmentation, choose null")
+            raise ValueError(f"p={p} must be above 0 and at most 1: for no augmentation, set augment to null")
         if not operations or len(set(operations)) < len(operations) or not set(operations) <= set(_OPERATIONS):
             raise ValueError(f"operations={list(operations)} must be one or more of {', '.join(_OPERATIONS)}, each once")
         self.p = p
@@ -61,7 +61,7 @@ class LabelledAugment(nn.Module):
         """Augment images [N, C, H, W]; image i depends only on the image and ``keys[i]``.
 
         Args:
-            images: Images, whose borders are repeated by reflection.
+            images: Images; beyond their borders, they are continued by reflection.
             keys: Random keys, int64 [N].
 
         Returns:
@@ -109,7 +109,7 @@ def _stretch(keys: Tensor, is_used: Tensor) -> Placement:
     axis, amount = _angle(mixed_keys(keys, 0)), is_used * normal_numbers(mixed_keys(keys, 1), ())
     factors = _diagonal(torch.exp(-_SCALE * amount), torch.exp(_SCALE * amount))
     turned = matrix_product(matrix_product(_rotation(axis), factors), _rotation(-axis))
-    # As in the paper, these labels do not tell a stretch from its inverse along the opposite direction.
+    # As in the paper, these labels do not distinguish a stretch from its inverse along the opposite direction.
     return turned, _unmoved(amount), torch.stack([amount * axis.cos(), amount * axis.sin()], dim=1)
 
 

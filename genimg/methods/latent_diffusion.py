@@ -24,7 +24,7 @@ _ENCODED_AT_ONCE = 64  # images, when the statistics are measured
 
 
 class LatentDiffusion(Diffusion):
-    """Diffusion or flow matching of the latents of a trained autoencoder, which makes images of them.
+    """Diffusion or flow matching of the latents of a trained autoencoder, whose decoder turns them into images.
 
     Latents are standardised for each channel, with the mean and standard deviation over random training images. Both are
     measured once before training, and are part of the checkpoint, as are the autoencoder's weights. If the data holds latents
@@ -32,7 +32,7 @@ class LatentDiffusion(Diffusion):
 
     Args:
         autoencoder: The trained autoencoder.
-        network: Constructor of the network; its ``channels`` and ``image_size`` are given, those of the latents.
+        network: Constructor of the network; ``channels`` and ``image_size`` of the latents are passed to it.
         path, prediction, times, loss, sampler, sigma_data, condition_dropout: See ``Diffusion``.
         image_size: Size of the images in pixels, one number or [height, width].
         channels: Number of channels of the images.
@@ -41,7 +41,7 @@ class LatentDiffusion(Diffusion):
         ValueError: If the parts are incompatible or a number is out of range.
     """
 
-    log_likelihood = None  # type: ignore[assignment]  # that of the latents is not that of the images
+    log_likelihood = None  # type: ignore[assignment]  # the likelihood of the latents is not that of the images
 
     latent_mean: Tensor
     latent_std: Tensor
@@ -103,7 +103,7 @@ class LatentDiffusion(Diffusion):
 
     def check_options(self, options: DiffusionOptions) -> None:
         if options.clip:
-            raise ConfigError("clip=true has no meaning for latents, which have no limits: set it to false", key="clip")
+            raise ConfigError("clip=true has no meaning for latents, which have no fixed range: set it to false", key="clip")
         super().check_options(options)
 
     def _check_guide(self, other: OtherModel) -> None:
@@ -128,7 +128,7 @@ class LatentDiffusion(Diffusion):
             settings={**spec.settings, **statistics},
             remarks=(
                 *spec.remarks,
-                "its images are standardised latents: multiply by latent_std and add latent_mean of the record for each "
-                "channel, and decode with the decoder that genimg-export writes for the autoencoder's own run",
+                "its images are standardised latents: multiply each channel by the record's latent_std, add its latent_mean, "
+                "and decode with the decoder that genimg-export writes for the autoencoder's own run",
             ),
         )

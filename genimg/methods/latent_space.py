@@ -1,4 +1,4 @@
-"""Grids of latents of trained autoencoders, in which other models can be trained.
+"""Grids of latents of trained autoencoders, on which other models can be trained.
 
 An autoencoder's method names the class of its latents in the class attribute ``latent_space``. The names of that class's
 parameters are those of the method's networks.
@@ -38,7 +38,7 @@ class KLSpace(nn.Module):
 
 
 class CodeSpace(nn.Module):
-    """Latents of a ``VQVAE``: the encoder's vectors before quantisation, which the decoder gets as their nearest codes.
+    """Latents of a ``VQVAE``: the encoder's vectors before quantisation. The decoder receives their nearest codes.
 
     Args:
         encoder: Network, image [N, C', H, W] -> vectors [N, D, h, w].
@@ -62,15 +62,15 @@ class CodeSpace(nn.Module):
 
 
 class FrozenAutoencoder(nn.Module):
-    """The autoencoder of another run, as a part of a model. It is never trained, and always in evaluation mode.
+    """The autoencoder of another run, as part of a model. It is never trained, and always in evaluation mode.
 
-    In a config, it may be given as text: the run directory, or a checkpoint. When a training starts, genimg-train replaces the
-    text by the arguments below, and loads the weights. They are then part of the new model's checkpoints, which no longer need
-    the other run.
+    A config may name it by a string: the run directory, or a checkpoint. When a new run starts, genimg-train replaces this
+    string with the arguments below, and loads the weights. They are then part of the new model's checkpoints, which no longer
+    need the other run.
 
     Args:
         space: Networks of the autoencoder, a ``KLSpace`` or ``CodeSpace``.
-        run: Path of the checkpoint, for the record alone.
+        run: Path of the checkpoint, only for the record.
         images: Number of images that the autoencoder was trained on.
         sha256: Digest of its weights.
         shape: Shape [C, H, W] of its images.

@@ -1,4 +1,4 @@
-"""MeanFlow: a network that predicts the average velocity between two times, and so generates in one step."""
+"""MeanFlow: a network that predicts the average velocity between two times, so one step can generate an image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from genimg.utils.rng import mixed_keys, normal_latents, uniform_numbers
 
 @dataclass(frozen=True)
 class MeanFlowOptions(SamplingOptions):
-    """Options of sampling from a MeanFlow.
+    """Options of sampling from a MeanFlow model.
 
     Raises:
         ValueError: If an option is out of range.
@@ -51,11 +51,12 @@ class MeanFlow(ConditionalMethod):
     """Geng et al., "Mean flows for one-step generative modeling", NeurIPS 2025.
 
     On the straight line z_t = (1 - t) x + t e from an image x to noise e, the network u(z_t, t, r) predicts the average
-    velocity from time t back to r, so z_r = z_t - (t - r) u. Its definition, (t - r) u = integral of the velocity from r to t,
-    gives an identity without the integral: u = v - (t - r) du/dt, where du/dt is the derivative along the line (equation 6).
-    The network is trained to fulfil it, with v = e - x and without a gradient through the right side.
+    velocity from time t back to r, so z_r = z_t - (t - r) u. The definition of u, (t - r) u = integral of the velocity from r
+    to t, gives an identity without the integral: u = v - (t - r) du/dt, where du/dt is the derivative along the line
+    (equation 6). The network is trained to satisfy this identity, with v = e - x and no gradient through the right-hand side.
 
-    Noise, times and dropped condition of a training sample depend only on the seed and its position in training.
+    The noise and times of a training sample, and whether its condition is dropped, depend only on the seed and its position in
+    training.
 
     Args:
         network: Network, (z [N, C, H, W], times t and t - r [N, 2], condition, keep [N] or None) -> u [N, C, H, W], with an
@@ -63,7 +64,7 @@ class MeanFlow(ConditionalMethod):
         times: Distribution of the times t and r.
         loss: Loss of the predicted velocity.
         sampling: Default options of sampling.
-        condition_dropout: Probability of training without the condition, from 0 to below 1, which guidance needs.
+        condition_dropout: Probability of training without the condition, from 0 to below 1. Guidance needs a value above 0.
         image_size: Size of the images in pixels, one number or [height, width].
         channels: Number of channels of the images.
 
@@ -128,8 +129,8 @@ class MeanFlow(ConditionalMethod):
     def _target(self, state: Tensor, velocity: Tensor, pair: TimePair, condition: Tensor, keep: Tensor | None) -> Tensor:
         """Return v - (t - r) du/dt (equation 6) for states z and their velocities v, both [N, C, H, W].
 
-        On a CPU, the derivative is computed only for samples with r < t. Elsewhere, the host would have to wait for their
-        number. The network has no dropout then, so the derivative has no noise.
+        On a CPU, the derivative is computed only for samples with r < t. On other devices, the host would have to wait until
+        their number is known. The derivative is computed without dropout, which would add noise to it.
         """
         rows = torch.arange(len(state), device=state.device)
         if state.device.type == "cpu":
@@ -139,7 +140,7 @@ class MeanFlow(ConditionalMethod):
         later, earlier = pair.later[rows], pair.earlier[rows]
         average = partial(
             self._average,
-            self.network.forward,  # not its call, because compiled networks have no forward-mode derivative
+            self.network.forward,  # not ``self.network``, because compiled networks have no forward-mode derivative
             earlier=earlier,
             condition=condition[rows],
             keep=None if keep is None else keep[rows],
@@ -160,7 +161,8 @@ class MeanFlow(ConditionalMethod):
     ) -> Tensor:
         """Return the average velocities u(z, t, r) [N, C, H, W] of states z at the later times t.
 
-        The times are not scaled to 1,000, as in flow matching: the derivative by the time would be as much larger.
+        Unlike in flow matching, times are not multiplied by 1,000, which would make the derivative with respect to time 1,000
+        times as large.
         """
         return network(state, torch.stack([later, later - earlier], dim=1), condition, keep)
 
@@ -201,7 +203,7 @@ class MeanFlow(ConditionalMethod):
 
     def _guided(self, state: Tensor, later: float, earlier: float, condition: Tensor, guidance: float) -> Tensor:
         """Return the average velocity with classifier-free guidance (Ho & Salimans 2022); a scale of 1 means none."""
-        ones, keep = torch.ones_like(state[:, 0, 0, 0]), None  # their number may vary in an exported program
+        ones, keep = torch.ones_like(state[:, 0, 0, 0]), None  # the batch size may vary in an exported program
         if guidance != 1:
             keep = torch.cat([0.0 * ones, ones])
             state, condition, ones = (torch.cat([each, each]) for each in (state, condition, ones))

@@ -21,7 +21,7 @@ from genimg.utils.words import nearest
 
 @dataclass(frozen=True)
 class Lookup:
-    """How to find what the value of an option refers to, which a model itself does not know.
+    """Functions that find the models and classes to which values of sampling options refer.
 
     Attributes:
         model: Function that loads another model: (name of the option, path of the checkpoint or run directory) -> model.
@@ -33,12 +33,12 @@ class Lookup:
 
 
 def looked_up(method: Generates, given: Mapping[str, Any], lookup: Lookup) -> dict[str, Any]:
-    """Return values of sampling options, with the models and labels to which they refer.
+    """Return the values of sampling options, with references replaced by the models and labels that they refer to.
 
     Args:
         method: The model.
         given: Values by name, as a user gives them.
-        lookup: How to find models and labels.
+        lookup: Functions that find models and labels.
 
     Raises:
         UserError: If there is no such model or class.
@@ -81,8 +81,8 @@ def sampling_options(
         if fits(value, hints[name], lambda each: isinstance(each, OtherModel)):
             continue
         if isinstance(value, str) and hints[name] == OtherModel | None:
-            where = "genimg-sample, in sampling of genimg-eval, and in Python"
-            raise ConfigError(f"{name}={value} cannot be loaded here: this option works only in {where}", key=name)
+            where = f"with genimg-sample, as sampling.{name} of genimg-eval, and in Python"
+            raise ConfigError(f"{name}={value} cannot be loaded here: this option works only {where}", key=name)
         raise ConfigError(f"{name}={as_written(value)} must be {_describe(hints[name])}", key=name)
     try:
         return usual.replaced(**given)
@@ -91,7 +91,7 @@ def sampling_options(
 
 
 def translation_keys(seed: int, indices: NDArray[np.int64], number: int) -> Tensor:
-    """Return the keys, int64 [N], of random translations of images: the ``number``-th of each image, by its index."""
+    """Return random keys, int64 [N], for the ``number``-th translation of each image; ``indices`` identify the images."""
     return torch.from_numpy(keys_of(seed, Stream.TRANSLATION_NOISE, indices, number).view(np.int64))
 
 

@@ -134,7 +134,8 @@ class CodeTransformer(nn.Module):
             uniform: Uniform numbers [N, h, w] in [0, 1), one per position, so a grid does not depend on the rest of the batch.
             condition: Raw condition of each grid.
             temperature: Positive divisor of the logits.
-            guidance: Scale g of classifier-free guidance, logits u + g (c - u) with and without the condition; 1 for none.
+            guidance: Scale g of classifier-free guidance; 1 for none. Logits are u + g (c - u), where c are those with the
+                condition, and u those without it.
 
         Returns:
             Codes, int64 [N, h, w].
@@ -161,7 +162,7 @@ class CodeTransformer(nn.Module):
         return codes.unflatten(1, (height, width))
 
     def _first(self, condition: Tensor, keep: Tensor | None, count: int) -> Tensor:
-        """Return the first tokens [N, 1, W], which are ``start`` alone without the condition."""
+        """Return the first tokens [N, 1, W]: ``start``, plus the embedded condition where it is kept."""
         first = self.start.expand(count, 1, -1)
         if self.label is None:
             return first
@@ -169,7 +170,7 @@ class CodeTransformer(nn.Module):
         return first + (added if keep is None else added * keep.to(added.dtype)[:, None])[:, None]
 
     def _positions(self, height: int, width: int) -> Tensor:
-        """Return positions [h w, W]: half of them of the row, half of the column."""
+        """Return position embeddings [h w, W]: half of the values encode the row, half the column."""
         dim, device = self.start.shape[0], self.start.device
         rows = sines_and_cosines(torch.arange(height, device=device), dim // 2)[:, None].expand(-1, width, -1)
         columns = sines_and_cosines(torch.arange(width, device=device), dim // 2)[None].expand(height, -1, -1)

@@ -42,8 +42,8 @@ class DiffusionUNet(nn.Module):
     - ``ddpm``: the embedding is added to the features. Xavier initialisation.
     - ``ddpmpp``: as ``ddpm``, but sums are divided by sqrt(2), blocks that resample have a convolution in their skip, the
       decoder has attention only in the last block of a level, and the condition is added before the embedding's first layer.
-    - ``ncsnpp``: as ``ddpmpp``, but the frequencies of the time's embedding are random, and the encoder sees the image again at
-      each smaller size. Its paper uses ``resampling="binomial"``.
+    - ``ncsnpp``: as ``ddpmpp``, but the frequencies of the time embedding are random, and the encoder receives the image again
+      at each smaller size. The paper uses ``resampling="binomial"``.
     - ``adm``: the embedding scales and shifts the second norm of a block. PyTorch's initial weights.
 
     The last layer of each residual branch and of the network starts at 0 (``adm``) or near it (gain 1e-5), and all biases at 0.

@@ -23,11 +23,12 @@ def directional_derivative(
 ) -> tuple[Tensor, Tensor]:
     """Return a function's value and its derivative in a direction, as ``torch.func.jvp`` does.
 
-    Attention uses plain matrix products, because faster kernels have no forward-mode derivative. Autocast is off. Convolutions
-    and group norms have cheaper derivatives than PyTorch's, which also convolves with a zero derivative of the weights.
+    Attention uses plain matrix products, because faster kernels have no forward-mode derivative. Autocast is off. The
+    derivatives of convolutions and group norms are cheaper than PyTorch's, which include the parameters' derivatives although
+    these are 0.
 
     Args:
-        function: Function of the inputs, such as the forward of a network.
+        function: Function of the inputs, such as the forward pass of a network.
         inputs: Inputs of any shape.
         directions: Derivative of each input, of the input's shape.
 
@@ -67,9 +68,9 @@ def _of_convolution(
 def _of_group_norm(
     value: Tensor, slope: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the norm of features x [N, C, H, W] with derivative x', and its own derivative.
+    """Return the norm of features x [N, C, H, W] with derivative x', and the norm's derivative.
 
-    It is weight / std * (x' - mean(x') - (x - mean(x)) * cov(x, x') / std^2), with statistics over each group of channels.
+    The derivative is weight / std * (x' - mean(x') - (x - mean(x)) * cov(x, x') / std^2), with statistics over each group.
     """
     if not value.is_contiguous(memory_format=torch.channels_last):
         value = value.contiguous()

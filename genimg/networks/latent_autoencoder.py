@@ -1,7 +1,7 @@
 """Encoder and decoder between images and a grid of latents: Rombach et al., "Latent diffusion models", CVPR 2022, appendix E.
 
-The layout is that of a U-Net of diffusion models without skips: residual blocks at each size, and self-attention at the
-smallest one.
+The layout is that of a diffusion model's U-Net without its skip connections: residual blocks at each size, and self-attention
+at the smallest one.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Encoder(nn.Module):
         attention: Whether the smallest size has self-attention.
 
     Raises:
-        ValueError: If a setting is out of range, or the image size is not a multiple of the latents' scale.
+        ValueError: If a setting is out of range, or the image size is not a multiple of the factor between images and latents.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ def normalised(x: Tensor, dim: int | list[int]) -> Tensor:
 
 
 def mixed(left: Tensor, right: Tensor, share: float) -> Tensor:
-    """Return the weighted sum of uncorrelated tensors of unit magnitude, of unit magnitude: equation 88.
+    """Return a weighted sum that has unit magnitude if the tensors do and are uncorrelated: equation 88.
 
     Args:
         left, right: Tensors of the same shape.
@@ -152,7 +152,7 @@ class _Block(nn.Module):
         size = qkv.shape[2:]
         query, key, value = normalised(qkv.flatten(2).unflatten(1, (3, self.heads, -1)), 3).transpose(-1, -2).unbind(1)
         attended = attention(query, key, value).transpose(-1, -2).flatten(1, 2)
-        if torch.compiler.is_exporting():  # its guard for channels-last convolutions would exclude batches of one image
+        if torch.compiler.is_exporting():  # a guard for channels-last convolutions would exclude batches of one image
             attended = attended.contiguous()
         return attended.unflatten(2, size)
 
@@ -166,7 +166,7 @@ class MagnitudePreservingUNet(nn.Module):
         channels: Number of image channels C.
         image_size: Size of training images in pixels, one number or [height, width].
         condition: Encoder of the condition.
-        width: Number of channels that ``multipliers`` multiply.
+        width: Base number of channels, which ``multipliers`` multiply.
         multipliers: Number of channels of each level as a multiple of the width, from the image inwards.
         num_blocks: Number of encoder blocks a level; the decoder has one more.
         attention_sizes: Sizes of features with attention, in pixels of the longer side. The smallest size has it in any case.
@@ -267,7 +267,7 @@ class MagnitudePreservingUNet(nn.Module):
 
 
 class Uncertainty(nn.Module):
-    """The logarithm of the variance of the error that is to be expected at a time: section 2.2, equation 14.
+    """Network that predicts the logarithm of the error's variance at each time: section 2.2, equation 14.
 
     Args:
         dim: Number of Fourier features of the time.
@@ -280,7 +280,7 @@ class Uncertainty(nn.Module):
         self.output = NormalisedLayer(dim, 1)
 
     def forward(self, time: Tensor) -> Tensor:
-        """Map times, as networks receive them, float32 [N], to logarithms [N]."""
+        """Map times in the form that denoising networks receive, float32 [N], to logarithms [N]."""
         with without_autocast(time):
             return self.output(self.features(time))[:, 0]
 

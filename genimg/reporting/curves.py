@@ -47,7 +47,7 @@ class Chart:
         series: One curve per run.
         has_points: Whether individual points are marked, as for evaluations.
         thinned: Whether points were omitted.
-        expected: Published points up to the last images seen: images, value and tolerance.
+        expected: Published points up to the last evaluation: images seen, value and tolerance.
     """
 
     name: str

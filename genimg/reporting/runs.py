@@ -138,7 +138,7 @@ class Run:
 
     @cached_property
     def expected(self) -> list[Published]:
-        """Published points in the config; those that are not valid are omitted."""
+        """Published points in the config; invalid ones are omitted."""
         found = self.config.get("expected")
         points = []
         for each in found if isinstance(found, list) else ():

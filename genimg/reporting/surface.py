@@ -64,7 +64,7 @@ class Surface:
     Attributes:
         metric: Metric that the points are compared by.
         higher_is_better: Whether higher values of it are better.
-        protocol: Everything but the options and weights that the values depend on, as primitives.
+        protocol: Everything that the values depend on except the options and weights, as primitives.
         points: The points, in the order of measurement.
     """
 
@@ -108,7 +108,7 @@ class Surface:
         return Surface(self.metric, self.higher_is_better, self.protocol, (*self.points, point))
 
     def point_with(self, options: Mapping[str, Any]) -> Point | None:
-        """Return the point with these options and weights, if it is measured."""
+        """Return the point with these options and weights, if it has been measured."""
         return next((point for point in self.points if point.options == options), None)
 
     def record(self) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def read_surface(path: Path, *, below: Path) -> Surface | None:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        UnsafeFileError: If it is a link or no regular file.
+        UnsafeFileError: If it is a link or not a regular file.
     """
     content = read_regular(path, below=below, most=_MAX_BYTES)
     try:
@@ -189,7 +189,7 @@ def described(setting: Mapping[str, Any]) -> str:
 
 
 def table(surface: Surface) -> str:
-    """Return the points as a plain table, the axes first; the last column names what a point is Pareto-optimal in."""
+    """Return the points as a plain table: the axes first, and last the costs for which a point is Pareto-optimal."""
     rows = [[*surface.axes, surface.metric, "95 % interval", "evaluations", "s/image", "Pareto-optimal in"]]
     for point in surface.points:
         bounds = point.intervals.get(surface.metric)

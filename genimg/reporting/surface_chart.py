@@ -16,7 +16,7 @@ from genimg.reporting.surface import COSTS, Surface, described
 
 WIDTH, HEIGHT = 520, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 30, 46  # margins in the same units
-_WIDE = 4.0  # ratio of the largest to the smallest number from which an axis is logarithmic
+_WIDE = 4.0  # an axis is logarithmic if its largest number is at least this many times its smallest
 _SCALE = 2  # pixels of the PNG per unit
 _FINE = 2  # pixels drawn per pixel of the PNG, for smooth edges
 _LABEL_WIDTH, _LABEL_HEIGHT = 150, 14  # space that a label needs in the PNG
@@ -149,7 +149,7 @@ def write_picture(surface: Surface, path: Path, stamp: dict[str, str]) -> None:
     Args:
         surface: Surface with one or more points.
         path: File to write.
-        stamp: Text of the PNG by key.
+        stamp: Text chunks of the PNG, by key.
     """
     found = panels(surface)
     factor = _SCALE * _FINE

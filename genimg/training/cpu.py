@@ -178,7 +178,7 @@ class _InstanceNorm2d(nn.InstanceNorm2d):
 
 
 class _GroupNorm(nn.GroupNorm):
-    """PyTorch's layer, computed in float32 for features of lower precision, whose dtype the result has.
+    """PyTorch's layer, computed in float32 for features of lower precision; the result has their dtype.
 
     PyTorch's kernels for bfloat16 in channels-last memory took 2 to 5 times as long, copies included (docs/performance.md).
     """

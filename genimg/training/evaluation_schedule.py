@@ -107,7 +107,7 @@ class ScheduledEvaluator:
         return value > best if self.higher_is_better else value < best
 
     def compared_with_curve(self, images: int, values: Mapping[str, float], provenance: Mapping[str, Any]) -> list[str]:
-        """Return a line for each published point that this evaluation is the first one at or after.
+        """Return a line for each published point for which this evaluation is the first one at or after it.
 
         Args:
             images: Images seen.

@@ -23,7 +23,7 @@ class ExpectedPoint:
         value: Published value.
         tolerance: Largest difference from the value at which a run is on the curve, above 0.
         source: Source of the value, with its protocol.
-        sampling: Sampling options that the value was measured with, by name; empty if the metric's name says enough.
+        sampling: Sampling options that the value was measured with, by name; empty if the metric's name is sufficient.
 
     Raises:
         ValueError: If a number is out of range, or a text is empty.
@@ -70,7 +70,8 @@ class ExpectedPoint:
                 ", ".join(f"{name}={as_written(each.get(name))}" for name in other) for each in (self.sampling, made)
             )
             return (
-                f"not comparable with the curve: {self.metric} is expected to be {expected} with {theirs}, but this has {ours}"
+                f"not comparable with the curve: {self.metric} is expected to be {expected} with {theirs}, but this evaluation "
+                f"used {ours}"
             )
         value = values[self.metric]
         place = "on" if abs(value - self.value) <= self.tolerance else "off"

@@ -377,7 +377,7 @@ class Trainer:
         state.worse_evaluations = state.worse_evaluations + 1 if worse else 0
         log.info("%d images: %s%s", state.images, _in_short(result.values), " (best)" if best else "")
         done = state.images >= self.settings.duration
-        if not (done and evaluator.final_num_images is not None):  # else the last evaluation is the one that counts
+        if not (done and evaluator.final_num_images is not None):  # otherwise the final evaluation is compared
             self._compare_with_curve(evaluator, result.values, result.provenance)
         self._save(best=best)
         if evaluator.stop_if is not None and state.worse_evaluations >= evaluator.stop_if.evaluations and not done:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of tensors on the CPU in hexadecimal: of their names, types, shapes and values."""
+    """Return the SHA-256, in hexadecimal, of the names, types, shapes and values of tensors on the CPU."""
     found = hashlib.sha256()
     add_tensors(found, tensors)
     return found.hexdigest()

@@ -73,7 +73,8 @@ def test_a_dry_run_says_what_a_training_takes_and_writes_nothing(
     seconds, rate = re.search(r"step: ([\d.]+) ms, (\d+) images/s", output).groups()  # type: ignore[union-attr]
     assert 16 / (float(seconds) / 1e3) == pytest.approx(float(rate), rel=0.02)
     assert re.search(r"training for 5 epochs: about \d+ s", output)
-    assert re.search(r"3 evaluations of 50 images, about \d+ s each: \d+ s, \d+ % of training and evaluation together", output)
+    total = r"\d+ s in total, \d+ % of training and evaluation together"
+    assert re.search(rf"3 evaluations of 50 images, about \d+ s each: {total}", output)
     after = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if "cache" not in path.parts)
     assert after == before
 

@@ -76,7 +76,7 @@ def test_every_point_is_what_its_command_measures_bit_for_bit(evaluate: Callable
         "surface={steps:[1,3],guidance:[1,2],weights:[raw,power_010]}",
     )
     assert code == 0, output
-    assert "surface: 8 points, 0 of them measured before" in output
+    assert "surface: 8 points, 0 of them already measured" in output
     found = surface_of(home / "flow" / "surface.json")
     points = found["points"]
     assert [tuple(point["setting"].values()) for point in points] == [
@@ -114,7 +114,7 @@ def test_measured_points_are_kept_and_the_files_show_all(evaluate: Callable[...,
     first = surface_of(home / "flow" / "surface.json")["points"]
     code, output = evaluate("ckpt=flow", "surface={steps:[2,4],guidance:[2]}")
     assert code == 0, output
-    assert "surface: 2 points, 1 of them measured before" in output
+    assert "surface: 2 points, 1 of them already measured" in output
     points = surface_of(home / "flow" / "surface.json")["points"]
     assert points[:2] == [{**point, "optimal": points[i]["optimal"]} for i, point in enumerate(first)]  # also the times
     assert [point["setting"]["steps"] for point in points] == [1, 2, 4]
@@ -146,7 +146,7 @@ def test_an_interrupted_surface_continues(evaluate: Callable[..., tuple[int, str
     (home / "partial.json").write_text(json.dumps(partial))
     code, output = evaluate("ckpt=flow", "surface={steps:[1,2]}", "output=partial.json")
     assert code == 0, output
-    assert "surface: 2 points, 1 of them measured before" in output
+    assert "surface: 2 points, 1 of them already measured" in output
     found = surface_of(home / "partial.json")["points"]
     assert [each["metrics"] for each in found] == [each["metrics"] for each in whole["points"]]
     assert (home / "partial.csv").is_file()
@@ -205,7 +205,7 @@ def test_another_protocol_or_file_is_refused_before_any_work(evaluate: Callable[
         (["surface={weights:[raw]}", "weights=ema"], ["weights=ema and surface.weights both set it"]),
         (["surface={steps:[1]}", "neighbors=2"], ["neighbors=2 has no effect with surface="]),
         (["surface={steps:[1]}", "output=x.png"], ["output=x.png must end in .json"]),
-        (["surface={steps:[1]}", "evaluation=likelihood"], ["measures generated images"]),
+        (["surface={steps:[1]}", "evaluation=likelihood"], ["needs generated images"]),
     ],
 )  # fmt: skip
 def test_mistakes_are_named_before_any_point_is_measured(

@@ -28,7 +28,7 @@ def test_another_metric_or_sampler_is_not_comparable() -> None:
     made: dict[str, Any] = {"generated": {"sampler": "ancestral", "steps": 50}}
     line = SAMPLED.judge(6400, {"fid50k": 9.0}, made)
     assert line.startswith("not comparable with the curve")
-    assert line.endswith("with steps=1000, but this has steps=50")
+    assert line.endswith("with steps=1000, but this evaluation used steps=50")
     made["generated"]["steps"] = 1000
     assert SAMPLED.judge(6400, {"fid50k": 9.0}, made).startswith("on the curve")
 

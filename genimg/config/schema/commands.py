@@ -38,7 +38,7 @@ class Train:
     )
     expected: list[Any] = option(
         "Published points of the training curve, [{images: 6000000, metric: fid50k, value: 9.16, tolerance: 1, source: ...}]; "
-        "the run says whether it is on the curve",
+        "the run logs whether it is on the curve",
         [],
     )
     run_dir: str = option(
@@ -48,8 +48,8 @@ class Train:
         heading="Run",
     )
     init_from: str | None = option(
-        "Checkpoint or run directory whose weights a new run starts from, averaged ones if it kept an average; the optimizer, "
-        "the averages and the number of images start from the beginning",
+        "Checkpoint or run directory from whose weights a new run starts (averaged weights, if that run kept an average); the "
+        "optimizer, the averages and the number of images start from the beginning",
         None,
         type="path | null",
     )
@@ -209,11 +209,12 @@ class Translate:
     )
 
     label_from: Any = option(
-        "For a diffusion model with labels: class of the images, a name, a number, or index:N for a position; null: none",
+        "For a diffusion model with labels: class of the input images, as a name, a number, or index:N for a position; null: "
+        "none",
         None,
         type="text | int | null",
     )
-    label_to: Any = option("Class to translate to, likewise", None, type="text | int | null")
+    label_to: Any = option("Class to translate to, in the same form as label_from; null: none", None, type="text | int | null")
 
     input: str = option("Image, or directory of images with its subdirectories", type="path", heading="Input")
     mask: str | None = option(
@@ -235,11 +236,11 @@ class Translate:
         "image's position in the directory"
     )
     num_samples: int = option(
-        "Number of translations of each image, NAME_0.png and so on, for a model whose translations are random", 1
+        "Number of translations of each image, for a model whose translations are random; written to NAME_0.png and so on", 1
     )
     sampling: dict[str, Any] = option(
-        "Sampling options of such a model, written without this prefix, such as steps=10; genimg-translate ckpt=RUN --help "
-        "lists them",
+        "Sampling options of a diffusion model, written without this prefix, such as steps=10; genimg-translate ckpt=RUN "
+        "--help lists them",
         {},
     )
 
@@ -283,7 +284,7 @@ class Prepare:
         "Number of undecodable images to skip before stopping; null: skip all and list them in corrupt.txt", None
     )
     autoencoder: str | None = option(
-        "Run or checkpoint of an autoencoder whose latents are packed, too, for latent diffusion; null: none",
+        "Run directory or checkpoint of an autoencoder: pack its latents of the images, too, for latent diffusion; null: none",
         None,
         type="path | null",
     )

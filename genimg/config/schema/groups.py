@@ -186,9 +186,9 @@ class PairedTranslation(_Translation):
         type="mapping | null",
     )
     sampling: dict[str, Any] = option(
-        "For random translations: options such as {steps: 10}; genimg-translate ckpt=RUN --help lists those of a model", {}
+        "For random translations: sampling options, such as {steps: 10}; genimg-translate ckpt=RUN --help lists them", {}
     )
-    num_samples: int = option("For random translations: number of translations per image for diversity_l1; 1: no diversity", 4)
+    num_samples: int = option("For random translations: number of translations per image for diversity_l1; 1: omit it", 4)
     diversity_images: int = option("For random translations: maximum number of images for diversity_l1", 100)
 
 

@@ -47,7 +47,7 @@ class ImageDataset(ABC):
         task: Task that splits each image into source and target, if the images are pairs; None otherwise.
         validation: Held-out images of the same kind; None if there are none.
         fingerprint: Hexadecimal digest of everything that determines the images, without their labels; a cache key.
-        latent_key: Key in batches of the images' latents, which contains the digest of their autoencoder; None for none.
+        latent_key: Key of the images' latents in batches, which contains the digest of their autoencoder; None without latents.
     """
 
     name: str
