@@ -144,8 +144,8 @@ class ImageReader:
         if key == "real" and self.accept_unrecorded:
             return replace(side, statistics=SavedStatistics.read(path), path=path)
         if key == "real":
-            log.info("%s holds mu and sigma beside its images: accept_unrecorded=true uses these for the Fréchet distance, as "
-                     "ADM does, instead of those of the images", path)  # fmt: skip
+            log.info("%s holds mu and sigma beside its images: accept_unrecorded=true uses them for the Fréchet distance, as "
+                     "ADM does, instead of statistics computed from the images", path)  # fmt: skip
         return side
 
     def _folder(self, key: str, root: str) -> ImageDataset:

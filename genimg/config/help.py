@@ -72,7 +72,7 @@ class _Read:
     Attributes:
         values: Values by key.
         schema: Included schema; None if there is none.
-        overrides: Choices for other groups, the ones that take precedence first.
+        overrides: Choices for other groups, in descending order of precedence.
     """
 
     values: dict[str, Any]

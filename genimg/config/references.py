@@ -37,7 +37,7 @@ def with_values(raw: Any, resolved: Any) -> Any:
 
 
 def require_plain_references(raw: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint's unresolved config that contains anything but references to its own keys.
+    """Refuse a checkpoint's unresolved config if it refers to anything but its own keys, for example by calling a resolver.
 
     Raises:
         ConfigError: If a text calls a resolver, or if references are circular or would make the config too large.

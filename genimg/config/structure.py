@@ -48,7 +48,7 @@ def require_structure(config: Mapping[str, Any]) -> None:
 
 
 def require_saved_structure(config: Mapping[str, Any], path: Path) -> None:
-    """Check that the config of a checkpoint has the groups that every use of it reads.
+    """Check that the config of a checkpoint has the groups that are read whenever the checkpoint is used.
 
     Other options may be missing, as in checkpoints of older versions, until they are needed.
 

@@ -271,7 +271,7 @@ def directory_atomically(path: Path, *, replace: bool = False) -> Iterator[Path]
 
 
 def _swap(new: Path, path: Path, old: Path | None) -> None:
-    """Move a directory to ``path``, and first its old content to ``old``; without ``old``, ``path`` is absent or empty."""
+    """Move ``path`` to ``old``, then ``new`` to ``path``; if ``old`` is None, ``path`` must be absent or an empty directory."""
     if old is not None:
         path.rename(old)
     elif path.exists():

@@ -273,7 +273,7 @@ def test_a_reference_file_of_images_and_statistics_serves_all_metrics(evaluate: 
     code, output, _ = evaluate.run("images=b", "real=adm.npz", *SHAPES)
     assert code == 0
     assert values_of(output) == pytest.approx(direct, rel=1e-4)
-    assert "adm.npz holds mu and sigma beside its images: accept_unrecorded=true uses these" in output
+    assert "adm.npz holds mu and sigma beside its images: accept_unrecorded=true uses them" in output
     own = evaluate.result("images=b", "real=adm.npz", "accept_unrecorded=true", *SHAPES)
     published = evaluate.result("images=b", "real=fid.npz", "accept_unrecorded=true", *SHAPES)["metrics"]
     assert own["metrics"]["fd12_shapes_v2"] == pytest.approx(published["fd12_shapes_v2"], rel=1e-9)

@@ -90,7 +90,8 @@ class Evaluation:
     )
     stop_if: Any = option(
         "{factor: 3, evaluations: 2}: stop when the first metric is worse than 3 times its best value twice in a row; "
-        "{metric: memorised, above: 0.5, evaluations: 2}, or below instead of above: the same for a limit of any metric",
+        "{metric: memorised, above: 0.5, evaluations: 2}: stop when this metric is above 0.5 twice in a row; "
+        "below: 0.5 instead stops when it is below 0.5",
         None,
         type="mapping | null",
     )
