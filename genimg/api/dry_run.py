@@ -177,7 +177,7 @@ def _report_evaluation(parts: TrainingComponents, trainer: Trainer, sample: Imag
         number, "s" * (number != 1), evaluator.num_images, time_in_words(each),
         f", and one of {final} images at the end" if final else "", time_in_words(whole), 100 * share,
     )  # fmt: skip
-    evaluations = getattr(options, "num_evaluations", None)
+    evaluations = (options or method.sampling_options).num_evaluations
     log.info("each of these images: %.2g s to generate%s, %.2g s for its features", generating,
              "" if evaluations is None else f" with {evaluations} network evaluation{'s' * (evaluations != 1)}", extracting,
     )  # fmt: skip

@@ -38,7 +38,8 @@ def sample(composed: DictConfig) -> None:
         can = "translates images: use genimg-translate" if isinstance(method, Translates) else "does not generate images"
         if isinstance(method, Reconstructs):
             can += ": it reconstructs them, with reconstruct=FILE"
-            can += "; to sample, train model=latent_flow with model.autoencoder=RUN" if hasattr(method, "latent_space") else ""
+            if hasattr(method, "latent_space"):
+                can += "; to sample, train a model of its latents with model.autoencoder=RUN"
         raise ConfigError(f"ckpt={options.ckpt}: this model {can}")
     write = plan(
         request, method, device=device, facts=checkpoint.facts, data=checkpoint.config["data"],
