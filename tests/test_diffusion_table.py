@@ -124,7 +124,7 @@ def test_guidance_leads_away_from_captions_classes_and_weaker_checkpoints(tmp_pa
     assert codes == [2] * 6, output
     for words in (
         "the model itself",
-        "the condition caption",
+        "condition caption",
         "autoguidance=nowhere",
         "negative=horse",
         "without guidance",
