@@ -1,4 +1,4 @@
-"""Faster layers, memory allocation and optimizer steps on a CPU. Results differ by rounding only.
+"""Faster layers, memory allocation and optimizer steps on a CPU. Results differ by rounding, and in dropout's random numbers.
 
 Networks do not depend on this module. Measurements are in docs/performance.md.
 """
@@ -25,7 +25,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
 
 
 def use_faster_layers(model: nn.Module) -> None:
-    """Replace the forward of convolutions, instance norms and group norms in a model by one that is faster on a CPU.
+    """Replace the forward of convolutions, norms and dropout in a model by one that is faster on a CPU.
 
     The change is in place; parameters, their names and copies are unaffected. Layers of other classes or on another device are
     unchanged.
@@ -35,6 +35,8 @@ def use_faster_layers(model: nn.Module) -> None:
             layer.__class__ = _InstanceNorm2d
         elif type(layer) in (nn.GroupNorm, GroupNorm):
             layer.__class__ = _GroupNorm
+        elif type(layer) is nn.Dropout and 0.0 < layer.p < 1.0 and not layer.inplace:
+            layer.__class__ = _Dropout
         elif type(layer) is nn.Conv2d and _may_be_product(layer):
             layer.__class__ = _Conv2d
         elif type(layer) is nn.ConvTranspose2d and _may_be_product(layer):
@@ -189,3 +191,21 @@ class _GroupNorm(nn.GroupNorm):
             return super().forward(features)
         with torch.autocast("cpu", enabled=False):
             return super().forward(features.float()).to(features.dtype)
+
+
+class _Dropout(nn.Dropout):
+    """PyTorch's layer with 16 random bits per value, so the probability is a multiple of 2^-16.
+
+    PyTorch's version takes 64 random bits per value, one by one, and three times as long (docs/performance.md).
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features of any shape to features of the same shape."""
+        is_dense = features.is_contiguous() or _is_channels_last(features)
+        if not self.training or features.device.type != "cpu" or not is_dense or torch.compiler.is_exporting():
+            return super().forward(features)
+        count, dropped = features.numel(), round(self.p * 2**16)  # of 2^16 values of 16 bits
+        words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
+        is_kept = words.view(torch.int16)[:count] >= dropped - 2**15
+        scale = is_kept.to(features.dtype).mul_(2**16 / (2**16 - dropped))
+        return features * scale.as_strided(features.shape, features.stride())
