@@ -60,6 +60,24 @@ def test_attention_is_the_formula_and_as_exact_under_autocast():
         assert attention(query, key, value.bfloat16()).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("positions", [49, 300])  # the attention weights are stored up to 256
+def test_attention_of_bfloat16_has_the_gradients_of_the_formula(positions):
+    values = torch.randn(4, 2, 3, positions, 8).bfloat16()
+    *inputs, weights = values
+    results = []
+    for dtype in (torch.bfloat16, torch.float64):
+        query, key, value = leaves = [each.to(dtype).requires_grad_() for each in inputs]
+        if dtype == torch.bfloat16:
+            with torch.autocast("cpu", torch.bfloat16):
+                result = attention(query, key, 8 * value)
+        else:
+            result = torch.softmax(query @ key.mT / 8**0.5, dim=-1) @ (8 * value)
+        results.append([result, *torch.autograd.grad((result * weights.to(dtype)).sum(), leaves)])
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert (ours.double() - theirs).norm() < 0.005 * theirs.norm()  # bfloat16 has 8 bits
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_embedding_is_two_layers_with_the_condition_before_the_first_or_after_the_last(first):
     layer = embedding(OneHot(num_classes=4), augment_dim=3, num_times=2, adds_condition_first=first)

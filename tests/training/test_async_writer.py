@@ -24,6 +24,22 @@ def test_jobs_run_one_after_the_other_beside_the_caller():
     background.close()
 
 
+def test_jobs_use_one_thread_of_pytorch_and_others_the_same_as_before():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        background, used = Background(), []
+        background.submit(lambda: used.append(torch.get_num_threads()))
+        background.wait()
+        other = threading.Thread(target=lambda: used.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+        background.close()
+        assert [*used, torch.get_num_threads()] == [1, 3, 3]
+    finally:
+        torch.set_num_threads(before)
+
+
 def fail() -> None:
     raise OSError("the disk is full")
 

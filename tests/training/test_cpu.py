@@ -176,6 +176,64 @@ def test_group_norm_of_bfloat16_is_computed_in_float32_with_its_gradients(kind):
         assert torch.allclose(ours.float(), theirs, rtol=0.01, atol=0.03)  # bfloat16 has 8 bits
 
 
+# Dropout
+
+
+def faster_dropout(probability: float) -> nn.Dropout:
+    layer = nn.Dropout(probability)
+    cpu.use_faster_layers(layer)
+    assert type(layer) is not nn.Dropout
+    return layer
+
+
+@pytest.mark.parametrize("probability", [0.13, 0.5, 0.999])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_sets_independent_values_to_0_with_its_probability_and_keeps_the_mean(probability, dtype):
+    torch.manual_seed(0)
+    layer, shape = faster_dropout(probability), (8, 33, 61, 61)
+    features = torch.ones(shape, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
+    result = layer(features)
+    assert result.dtype == dtype
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(torch.autograd.grad(result.sum(), features)[0], result)  # the same values are kept
+    dropped = (result == 0).double().permute(0, 2, 3, 1).flatten()  # in the order of memory
+    error = 5 * (probability * (1 - probability) / len(dropped)) ** 0.5
+    assert abs(dropped.mean() - probability) < error
+    for part in range(4):  # of the four values that one random number gives
+        assert abs(dropped[part::4].mean() - probability) < 2 * error
+    pairs = (dropped[1:] * dropped[:-1]).mean()  # neighbours
+    assert abs(pairs - probability**2) < 2 * error
+    scale = result[result != 0].unique()
+    assert len(scale) == 1
+    assert scale.item() == pytest.approx(1 / (1 - probability), rel=0.01)
+
+
+def test_dropout_depends_on_the_generator_alone():
+    layer, features = faster_dropout(0.5), torch.ones(3, 5, 7)  # 105 values, not a multiple of 4
+    results = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        results.append(layer(features))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+def test_dropout_is_pytorchs_in_evaluation_and_for_other_memory_formats():
+    layer, features = faster_dropout(0.5), torch.randn(4, 6).T
+    torch.manual_seed(0)
+    result = layer(features)
+    torch.manual_seed(0)
+    assert torch.equal(result, nn.functional.dropout(features, 0.5))
+    assert torch.equal(layer.eval()(features), features)
+
+
+@pytest.mark.parametrize("settings", [{"p": 0.0}, {"p": 1.0}, {"p": 0.5, "inplace": True}])
+def test_dropout_with_nothing_to_draw_or_in_place_remains_pytorchs(settings):
+    layer = nn.Dropout(**settings)
+    cpu.use_faster_layers(layer)
+    assert type(layer) is nn.Dropout
+
+
 # Optimizers
 
 
