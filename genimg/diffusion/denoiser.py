@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -51,20 +52,40 @@ class Denoiser(nn.Module):
         network: Network, (inputs [N, C, H, W], embedded time [N], condition, keep [N] or None) -> output [N, C, H, W].
         path: Path from image to noise.
         prediction: What the output is, one of ``predictions.PREDICTIONS``.
-        sigma_data: Standard deviation of the data, for ``edm``.
+        sigma_data: Standard deviation of the data for ``edm``, or ``auto`` to measure it; None for other predictions.
+
+    Attributes:
+        measures_data: Whether sigma_data is measured.
 
     Raises:
-        ValueError: If the prediction is unknown, or does not determine the image at every time of the path.
+        ValueError: If the prediction is unknown, does not determine the image at every time of the path, or does not match
+            sigma_data.
     """
 
-    def __init__(self, network: nn.Module, path: Path, prediction: str, sigma_data: float) -> None:
+    sigma_data: Tensor
+
+    def __init__(self, network: nn.Module, path: Path, prediction: str, sigma_data: float | str | None) -> None:
         super().__init__()
         require_fitting_prediction(prediction, path)
+        if (prediction == "edm") != (sigma_data is not None):
+            given = "null" if sigma_data is None else sigma_data
+            raise ValueError(f"sigma_data={given} does not match prediction={prediction}: edm needs it, the others null")
         self.network = network
         self.path = path
         self.prediction = prediction
-        self.sigma_data: Tensor
-        self.register_buffer("sigma_data", torch.tensor(sigma_data))
+        self.measures_data = sigma_data == "auto"
+        if sigma_data is None or self.measures_data:
+            sigma_data = 0.5  # unused, or replaced before training
+        elif isinstance(sigma_data, str) or not sigma_data > 0:
+            raise ValueError(f"sigma_data={sigma_data} must be a number above 0, or auto")
+        else:
+            self.register_load_state_dict_post_hook(partial(_set_sigma_data, value=float(sigma_data)))
+        self.register_buffer("sigma_data", torch.tensor(float(sigma_data)))
+
+    def measure(self, data: Tensor) -> None:
+        """Set sigma_data, if it is measured, to the standard deviation of data of any shape."""
+        if self.measures_data:
+            self.sigma_data.fill_(data.double().std(correction=0).clamp(min=1e-3))
 
     def forward(
         self,
@@ -123,3 +144,9 @@ class Denoiser(nn.Module):
     def _factors(self, time: Tensor) -> tuple[Tensor, Tensor]:
         """Return scale and sigma at times [N], each [N, 1, 1, 1]."""
         return self.path.scale(time)[:, None, None, None], self.path.sigma(time)[:, None, None, None]
+
+
+def _set_sigma_data(denoiser: nn.Module, _: object, *, value: float) -> None:
+    """Keep a given sigma_data if the weights come from a model with another one."""
+    assert isinstance(denoiser, Denoiser)
+    denoiser.sigma_data.fill_(value)

@@ -20,6 +20,7 @@ from genimg.losses.few_steps import ConsistencyLoss
 from genimg.methods.base import Update, require_shape
 from genimg.methods.capabilities import SamplingOptions, setting
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
+from genimg.methods.diffusion_training import require_usual
 from genimg.methods.modes import eval_mode
 from genimg.types import Batch, Metrics, Microbatches, Progress, height_width
 from genimg.utils.durations import NumImages
@@ -100,9 +101,6 @@ class ConsistencyModel(ConditionalMethod):
         channels: int,
     ) -> None:
         super().__init__()
-        self.measures_data = sigma_data == "auto"
-        if not self.measures_data and (isinstance(sigma_data, str) or not sigma_data > 0):
-            raise ValueError(f"sigma_data={sigma_data} must be a number above 0, or auto")
         if not ratio > 1:
             raise ValueError(f"ratio={ratio} must be above 1")
         if stage is not None and stage < 1:
@@ -111,10 +109,9 @@ class ConsistencyModel(ConditionalMethod):
             raise ConfigError(
                 f"path={type(path).__name__} does not work with this method: choose VarianceExploding", key="path"
             )
-        for name, usual in (("num_times", 1), ("augment_dim", 0)):
-            if (given := getattr(network, name, usual)) != usual:
-                raise ConfigError(f"network.{name}={given} does not work with this method: set {usual}", key=f"network.{name}")
-        self.denoiser = Denoiser(network, path, "edm", 0.5 if isinstance(sigma_data, str) else float(sigma_data))
+        require_usual(network, num_times=1, augment_dim=0)
+        self.denoiser = Denoiser(network, path, "edm", sigma_data)
+        self.measures_data = self.denoiser.measures_data
         self.times, self.loss = times, loss
         self.ratio, self.stage = ratio, stage
         self._last_stage = max(1, int(16 / math.log2(ratio)))  # farther on, r would round to t
@@ -132,8 +129,7 @@ class ConsistencyModel(ConditionalMethod):
 
     def set_data_statistics(self, images: Tensor) -> None:
         """Set sigma_data, if it is ``auto``, to the standard deviation of images [N, C, H, W] in [-1, 1]."""
-        if self.measures_data:
-            self.denoiser.sigma_data.fill_(images.double().std(correction=0).clamp(min=1e-3))
+        self.denoiser.measure(images)
 
     # Training
 

@@ -31,7 +31,7 @@ from genimg.methods.conditional import ConditionalMethod, condition_ports, expor
 from genimg.methods.diffusion_guidance import check_negative, negative_condition, plain_estimate
 from genimg.methods.diffusion_options import DiffusionOptions
 from genimg.methods.diffusion_sampling import check_options, generate, quick, spacing_of
-from genimg.methods.diffusion_training import DenoisingObjective
+from genimg.methods.diffusion_training import DenoisingObjective, require_usual
 from genimg.methods.export_spec import ExportSpec, Port
 from genimg.methods.labelled_augment import LabelledAugment
 from genimg.methods.modes import eval_mode
@@ -89,26 +89,17 @@ class Diffusion(ConditionalMethod):
         uncertainty: Uncertainty | None = None,
     ) -> None:
         super().__init__()
-        if (prediction == "edm") != (sigma_data is not None):
-            given = "null" if sigma_data is None else sigma_data
-            raise ValueError(f"sigma_data={given} does not match prediction={prediction}: edm needs it, the others null")
         if isinstance(path, Bridge):
             raise ConfigError(
                 "path leads from an image to its source, but this method has no sources: choose a path to noise, or an "
                 "image-to-image model such as bridge",
                 key="path",
             )
-        if isinstance(sigma_data, str) and sigma_data != "auto":
-            raise ValueError(f"sigma_data={sigma_data} must be a number above 0, or auto")
-        if isinstance(sigma_data, int | float) and not sigma_data > 0:
-            raise ValueError(f"sigma_data={sigma_data} must be above 0")
-        if (given := getattr(network, "num_times", 1)) != 1:
-            raise ConfigError(f"network.num_times={given} does not work with this method: set 1", key="network.num_times")
+        require_usual(network, num_times=1)
         if not 0 <= condition_dropout < 1:
             raise ValueError(f"condition_dropout={condition_dropout} must be from 0 to below 1")
-        self.measures_data = sigma_data == "auto"
-        known = isinstance(sigma_data, int | float)
-        self.denoiser = Denoiser(network, path, prediction, float(sigma_data) if known else 0.5)  # type: ignore[arg-type]
+        self.denoiser = Denoiser(network, path, prediction, sigma_data)
+        self.measures_data = self.denoiser.measures_data
         self.augment, self.uncertainty = augment, uncertainty
         self.objective = DenoisingObjective(self.denoiser, times, loss, augment, uncertainty)
         self._normalised = [layer for layer in self.modules() if isinstance(layer, NormalisedLayer)]
@@ -133,8 +124,7 @@ class Diffusion(ConditionalMethod):
 
     def set_data_statistics(self, images: Tensor) -> None:
         """Set sigma_data, if it is ``auto``, to the standard deviation of images [N, C, H, W] in [-1, 1]."""
-        if self.measures_data:
-            self.denoiser.sigma_data.fill_(images.double().std(correction=0).clamp(min=1e-3))
+        self.denoiser.measure(images)
 
     # The space in which noise is added and removed: latent diffusion overrides these two methods
 

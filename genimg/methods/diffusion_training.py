@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from genimg.diffusion.denoiser import Denoiser, Source
 from genimg.diffusion.noise import AUGMENT, NOISE, TIME, normal
@@ -14,6 +14,17 @@ from genimg.losses.denoising import DenoisingLoss
 from genimg.methods.labelled_augment import LabelledAugment
 from genimg.networks.magnitude_preserving_unet import Uncertainty
 from genimg.utils.rng import mixed_keys
+
+
+def require_usual(network: nn.Module, **usual: int) -> None:
+    """Check settings of a network that not every method supports, such as ``num_times``; networks without them have the value.
+
+    Raises:
+        ConfigError: If a setting has another value.
+    """
+    for name, value in usual.items():
+        if (given := getattr(network, name, value)) != value:
+            raise ConfigError(f"network.{name}={given} does not work with this method: set {value}", key=f"network.{name}")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from genimg.losses.denoising import DenoisingLoss
 from genimg.methods.base import Update, require_shape
 from genimg.methods.diffusion_options import DiffusionOptions
 from genimg.methods.diffusion_sampling import check_options, generate, quick, spacing_of
-from genimg.methods.diffusion_training import DenoisingObjective
+from genimg.methods.diffusion_training import DenoisingObjective, require_usual
 from genimg.methods.export_spec import ExportSpec, Port
 from genimg.methods.image_to_image import Translation, in_blocks, side_by_side
 from genimg.methods.modes import eval_mode
@@ -81,25 +81,15 @@ class DiffusionTranslation(Translation):
         task: Task,
     ) -> None:
         super().__init__(task)
-        if (prediction == "edm") != (sigma_data is not None):
-            given = "null" if sigma_data is None else sigma_data
-            raise ValueError(f"sigma_data={given} does not match prediction={prediction}: edm needs it, the others null")
-        if isinstance(sigma_data, str) and sigma_data != "auto":
-            raise ValueError(f"sigma_data={sigma_data} must be a number above 0, or auto")
-        if isinstance(sigma_data, int | float) and not sigma_data > 0:
-            raise ValueError(f"sigma_data={sigma_data} must be above 0")
-        for name, usual in (("num_times", 1), ("augment_dim", 0)):  # for other methods
-            if (number := getattr(network, name, usual)) != usual:
-                raise ConfigError(f"network.{name}={number} does not work with this method: set {usual}", key=f"network.{name}")
+        require_usual(network, num_times=1, augment_dim=0)
         self._appends = getattr(network, "source_channels", source_channels) > 0
         if not self._appends and not isinstance(path, Bridge):
             raise ConfigError(
                 "network.source_channels=0 hides the source from the network: remove it, or choose a bridge as path",
                 key="network.source_channels",
             )
-        self.measures_data = sigma_data == "auto"
-        known = isinstance(sigma_data, int | float)
-        self.denoiser = Denoiser(network, path, prediction, float(sigma_data) if known else 0.5)  # type: ignore[arg-type]
+        self.denoiser = Denoiser(network, path, prediction, sigma_data)
+        self.measures_data = self.denoiser.measures_data
         self.objective = DenoisingObjective(self.denoiser, times, loss)
         self.size = height_width(image_size)
         self.source_channels, self.target_channels = source_channels, target_channels
@@ -128,9 +118,7 @@ class DiffusionTranslation(Translation):
 
     def set_data_statistics(self, images: Tensor) -> None:
         """Set sigma_data, if it is ``auto``, to the standard deviation of the targets of images [N, C, H, W] in [-1, 1]."""
-        if self.measures_data:
-            target = self.task(images, np.arange(len(images), dtype=np.int64), 0)["target"]
-            self.denoiser.sigma_data.fill_(target.double().std(correction=0).clamp(min=1e-3))
+        self.denoiser.measure(self.task(images, np.arange(len(images), dtype=np.int64), 0)["target"])
 
     # Training
 

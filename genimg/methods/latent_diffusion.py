@@ -80,7 +80,7 @@ class LatentDiffusion(Diffusion):
         self.register_buffer("latent_std", torch.ones(latent_channels, 1, 1))
         self._latent_key = LATENT + autoencoder.sha256
         self.optional_batch_keys = (self._latent_key,)
-        self._measures_sigma, self.measures_data = self.measures_data, True
+        self.measures_data = True
 
     def set_data_statistics(self, images: Tensor) -> None:
         """Set the statistics of the latents from images [N, C, H, W] in [-1, 1], and sigma_data if it is ``auto``."""
@@ -88,8 +88,7 @@ class LatentDiffusion(Diffusion):
         std, mean = torch.std_mean(latents.double(), dim=(0, 2, 3), correction=0, keepdim=True)
         self.latent_mean.copy_(mean[0])
         self.latent_std.copy_(std[0].clamp(min=1e-6))
-        if self._measures_sigma:
-            self.denoiser.sigma_data.fill_(self._standardised(latents).double().std(correction=0))
+        self.denoiser.measure(self._standardised(latents))
 
     def _standardised(self, latents: Tensor) -> Tensor:
         return (latents - self.latent_mean) / self.latent_std

@@ -18,6 +18,7 @@ from genimg.losses.few_steps import AdaptiveLoss
 from genimg.methods.base import Update, require_shape
 from genimg.methods.capabilities import SamplingOptions, setting
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
+from genimg.methods.diffusion_training import require_usual
 from genimg.methods.modes import eval_mode
 from genimg.networks.directional_derivative import directional_derivative
 from genimg.types import Batch, Metrics, Microbatches, Progress, height_width
@@ -88,9 +89,7 @@ class MeanFlow(ConditionalMethod):
         channels: int,
     ) -> None:
         super().__init__()
-        for name, usual in (("num_times", 2), ("augment_dim", 0)):
-            if (given := getattr(network, name, usual)) != usual:
-                raise ConfigError(f"network.{name}={given} does not work with this method: set {usual}", key=f"network.{name}")
+        require_usual(network, num_times=2, augment_dim=0)
         if not 0 <= condition_dropout < 1:
             raise ValueError(f"condition_dropout={condition_dropout} must be from 0 to below 1")
         self.network = network

@@ -31,7 +31,7 @@ class Told(nn.Module):
 def test_the_estimate_of_a_right_output_is_the_image(prediction):
     path, times = PATHS[prediction]
     network = Told()
-    denoiser = Denoiser(network, path, prediction, 0.5)
+    denoiser = Denoiser(network, path, prediction, 0.5 if prediction == "edm" else None)
     image, noise = 0.5 * torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     time = torch.tensor(times)
     network.answer = denoiser.target(image, noise, time)
@@ -43,7 +43,7 @@ def test_the_estimate_of_a_right_output_is_the_image(prediction):
 def test_a_mixture_has_the_path_s_scale_and_sigma_for_each_image():
     path, _ = PATHS["velocity"]
     image, noise = torch.ones(2, 1, 2, 2), torch.full((2, 1, 2, 2), 3.0)
-    mixed = Denoiser(Told(), path, "velocity", 0.5).mixed(image, noise, torch.tensor([0.0, 0.5]))
+    mixed = Denoiser(Told(), path, "velocity", None).mixed(image, noise, torch.tensor([0.0, 0.5]))
     torch.testing.assert_close(mixed[:, 0, 0, 0], torch.tensor([1.0, 2.0]))
 
 

@@ -172,6 +172,8 @@ def test_sigma_data_is_measured():
     fixed = build("edm", sigma_data=0.25)
     fixed.set_data_statistics(images)
     assert fixed.denoiser.sigma_data.item() == 0.25
+    fixed.load_state_dict(method.state_dict())  # as init_from does
+    assert fixed.denoiser.sigma_data.item() == 0.25
 
 
 def test_samples_near_an_image_start_from_its_noise():
