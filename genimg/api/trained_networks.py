@@ -93,7 +93,7 @@ def _autoencoder(given: str, key: str, allow: tuple[str, ...]) -> tuple[dict[str
     checkpoint = TrainedCheckpoint.open(given, allow=allow, key=key)
     model, builder = thaw(checkpoint.config["model"]), checkpoint.builder
     method = builder.locate(model["_target_"], key)
-    space = getattr(method, "latent_space", None)
+    space = getattr(method, "latent_space", None)  # the checkpoint of a stranger may name any class
     if space is None:
         raise ConfigError(
             f"{key}={given} holds a {getattr(method, '__name__', method)}, which is not an autoencoder with a grid of latents",

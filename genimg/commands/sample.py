@@ -38,7 +38,7 @@ def sample(composed: DictConfig) -> None:
         can = "translates images: use genimg-translate" if isinstance(method, Translates) else "does not generate images"
         if isinstance(method, Reconstructs):
             can += ": it reconstructs them, with reconstruct=FILE"
-            if hasattr(method, "latent_space"):
+            if method.latent_space is not None:
                 can += "; to sample, train a model of its latents with model.autoencoder=RUN"
         raise ConfigError(f"ckpt={options.ckpt}: this model {can}")
     write = plan(
