@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torchvision.models import alexnet, vgg16
+from torch import Tensor
 
-from genimg.errors import ConfigError, DataError, UserError
-from genimg.evaluation.extractors.base import in_one_line, sha256_of
+from genimg.errors import UserError
+from genimg.evaluation.extractors.base import sha256_of
+from genimg.networks.lpips import LPIPSNetwork
 from genimg.utils.machine_local import LocalPath
 
 _MAX_DECIBELS = 100.0  # for equal images, whose ratio would be infinite
@@ -162,74 +161,14 @@ def _local_similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return luminance, (2 * covariance + c2) / (variance_x + variance_y + c2)
 
 
-# (network, compared layers, minimum side in pixels). The compared layers are indices in torchvision's `features`: all ReLUs of
-# AlexNet, and the last ReLU of VGG-16 before each pooling. In images of the minimum size, the last of them still has one pixel.
-_BACKBONES = {
-    "alex": (alexnet, (1, 4, 7, 9, 11), 31),
-    "vgg": (vgg16, (3, 8, 15, 22, 29), 16),
-}
-
-
-class LPIPS(nn.Module):
-    """Learned perceptual image patch similarity, version 0.1 (Zhang et al. 2018, equation 1), from 0 for equal images.
-
-    Both files must be given; nothing is downloaded.
-
-    Args:
-        backbone: ``alex``, which the authors recommend for comparisons, or ``vgg``.
-        backbone_weights: Path of torchvision's ImageNet state_dict of AlexNet (alexnet-owt-7be5be79.pth) or VGG-16
-            (vgg16-397923af.pth), for which the linear weights were fitted.
-        linear_weights: Path of the authors' state_dict for this backbone, lpips/weights/v0.1/alex.pth or vgg.pth of
-            github.com/richzhang/PerceptualSimilarity, with lin0.model.1.weight [1, C, 1, 1] to lin4.model.1.weight.
-
-    Raises:
-        ValueError: If the backbone is unknown.
-        DataError: If a file does not exist or holds other weights.
-    """
-
-    shift: Tensor
-    scale: Tensor
+class LPIPS(LPIPSNetwork):
+    """LPIPS between uint8 images, for measurements; see ``LPIPSNetwork`` for the parameters and errors."""
 
     def __init__(self, *, backbone: str, backbone_weights: LocalPath, linear_weights: LocalPath) -> None:
-        super().__init__()
-        if backbone not in _BACKBONES:
-            raise ValueError(f"backbone={backbone} is unknown: choose one of {', '.join(_BACKBONES)}")
-        build, last_layers, self.least_side = _BACKBONES[backbone]
-        paths = {
-            "backbone_weights": (backbone_weights, f"torchvision's state_dict of {build.__name__}"),
-            "linear_weights": (linear_weights, f"lpips/weights/v0.1/{backbone}.pth of richzhang/PerceptualSimilarity"),
-        }
-        for key, (path, what) in paths.items():
-            if not Path(path).expanduser().is_file():
-                raise DataError(f"{key}={path} is not a file: put {what} there, or give another path")
-        with torch.device("meta"):  # avoids allocating the classifier, most of the network
-            features = build().features
-        state = _state(backbone_weights, {f"features.{key}": value.shape for key, value in features.state_dict().items()})
-        features.load_state_dict({key.removeprefix("features."): value for key, value in state.items()}, assign=True)
-        bounds = (0, *(last + 1 for last in last_layers))
-        stages = [features[start:stop] for start, stop in pairwise(bounds)]
-        widths = [stage[-2].out_channels for stage in stages]  # channels of the convolution before the last ReLU
-        linear = {f"lin{i}.model.1.weight": torch.Size((1, width, 1, 1)) for i, width in enumerate(widths)}
-        self.stages = nn.ModuleList(stages)
-        self.linear = nn.ParameterList(_state(linear_weights, linear).values())
-        # ImageNet's means and deviations for values in [-1, 1], rounded as in the fit of the linear weights.
-        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
-        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
-        self.eval().requires_grad_(False)
-        digests = {key: sha256_of(Path(path).expanduser()) for key, (path, _) in paths.items()}
-        self._description = {"backbone": backbone, **{f"{key}_sha256": digest for key, digest in digests.items()}}
-
-    def check(self, shape: tuple[int, int, int]) -> None:
-        """Check that LPIPS is defined for images of this shape (C, H, W).
-
-        Raises:
-            ConfigError: If the images are too small for the network, or do not have 1 or 3 channels.
-        """
-        if shape[0] not in (1, 3) or min(shape[1:]) < self.least_side:
-            raise ConfigError(
-                f"backbone={self._description['backbone']} needs 1 or 3 channels and sides of {self.least_side} pixels or "
-                f"more, not images [C, H, W] of {list(shape)}: choose another, or remove LPIPS"
-            )
+        super().__init__(backbone=backbone, backbone_weights=backbone_weights, linear_weights=linear_weights)
+        paths = {"backbone_weights": backbone_weights, "linear_weights": linear_weights}
+        digests = {f"{key}_sha256": sha256_of(Path(path).expanduser()) for key, path in paths.items()}
+        self._description = {"backbone": backbone, **digests}
 
     def describe(self) -> dict[str, str]:
         """Return the settings that determine the values, for the provenance."""
@@ -242,15 +181,7 @@ class LPIPS(nn.Module):
         Raises:
             ConfigError: If the images are too small for the network, or do not have 1 or 3 channels.
         """
-        channels, height, width = reference.shape[1:]
-        self.check((channels, height, width))
-        x, y = ((side / 127.5 - 1.0 - self.shift) / self.scale for side in _levels(reference, image))  # [N, 3, H, W]
-        distance = torch.zeros(len(reference), device=reference.device)
-        for stage, weights in zip(self.stages, self.linear, strict=True):
-            x, y = stage(x), stage(y)  # [N, C, H', W']
-            difference = (_unit(x) - _unit(y)).square()
-            distance = distance + F.conv2d(difference, weights).mean(dim=(1, 2, 3))
-        return distance
+        return super().forward(*(side / 127.5 - 1.0 for side in _levels(reference, image)))
 
 
 def check_lpips(lpips: LPIPS, shape: tuple[int, int, int]) -> None:
@@ -263,29 +194,3 @@ def check_lpips(lpips: LPIPS, shape: tuple[int, int, int]) -> None:
         lpips.check(shape)
     except UserError as error:
         raise error.mounted("lpips", ["backbone"]) from error
-
-
-def _unit(features: Tensor) -> Tensor:
-    """Divide by the norm over channels, plus the constant of the authors' code."""
-    return features / (features.norm(dim=1, keepdim=True) + 1e-10)
-
-
-def _state(given: str, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
-    """Load the entries with these names and shapes from a file, in this order, as float32.
-
-    Raises:
-        DataError: If the file cannot be read, or an entry is missing or has another shape.
-    """
-    path = Path(given).expanduser()
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        found = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    except Exception as error:  # the unpickler can raise almost anything for other kinds of file
-        raise DataError(f"the file {path} does not hold weights of LPIPS ({in_one_line(error)})") from error
-    for key, shape in shapes.items():
-        if key not in found or found[key].shape != shape:
-            what = f"{key} {list(found[key].shape)}" if key in found else f"no {key}"
-            raise DataError(
-                f"the file {path} holds {what}, but LPIPS needs {key} {list(shape)}: give the file of this backbone"
-            )
-    return {key: found[key].float() for key in shapes}

@@ -1,8 +1,9 @@
-"""Distances between features of VGG-16: Johnson, Alahi & Fei-Fei, "Perceptual losses for real-time style transfer", 2016."""
+"""Distances between features of trained networks, as losses."""
 
 from __future__ import annotations
 
 import pickle
+from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -12,16 +13,78 @@ from torch import Tensor, nn
 from torchvision.models import vgg16
 
 from genimg.errors import ConfigError, first_line
+from genimg.networks.lpips import LPIPSNetwork
 from genimg.schedules import Number, Scheduled, is_positive, shown
 from genimg.utils.machine_local import LocalPath
 
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, for values in [0, 1]
 
 
-class Perceptual(nn.Module):
-    """The mean absolute difference of features, summed over layers: equation 2 with L1, as in later work.
+class PerceptualLoss(nn.Module):
+    """A weighted distance between features of a fixed network. Its weights are not stored in checkpoints.
 
-    Nothing is downloaded, and the weights are not stored in checkpoints.
+    Args:
+        weight: Weight relative to the distance of pixels, above 0.
+
+    Raises:
+        ValueError: If the weight is out of range.
+    """
+
+    needed_in_training_only = True  # sampling must not require the files
+
+    weight = Scheduled()
+
+    def __init__(self, weight: Number) -> None:
+        super().__init__()
+        if not is_positive(weight):
+            raise ValueError(f"weight={shown(weight)} must be above 0: for no perceptual loss, set it to null")
+        self.weight = weight
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the weighted scalar for images [N, 1 or 3, H, W] in [-1, 1]; only the output has a gradient.
+
+        Raises:
+            ConfigError: If the images do not fit the network.
+        """
+        if output.shape[1] not in (1, 3):
+            raise ConfigError(
+                f"a perceptual loss compares grey or RGB images, not images of {output.shape[1]} channels", "set it to null"
+            )
+        self.to(output.device)
+        return self.weight * self._distance(output.float(), target.float().detach())
+
+    @abstractmethod
+    def _distance(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the mean distance of the images, a float32 scalar."""
+
+
+class LPIPSLoss(PerceptualLoss):
+    """LPIPS (Zhang et al. 2018), the perceptual loss of latent diffusion's autoencoders, where its weight is 1.
+
+    Nothing is downloaded.
+
+    Args:
+        backbone, backbone_weights, linear_weights: See ``LPIPSNetwork``.
+        weight: Weight relative to the distance of pixels, above 0.
+
+    Raises:
+        ValueError: If a setting is unknown or out of range.
+        DataError: If a file does not exist or holds other weights.
+    """
+
+    def __init__(self, *, backbone: str, backbone_weights: LocalPath, linear_weights: LocalPath, weight: Number) -> None:
+        super().__init__(weight)
+        self.network = LPIPSNetwork(backbone=backbone, backbone_weights=backbone_weights, linear_weights=linear_weights)
+
+    def _distance(self, output: Tensor, target: Tensor) -> Tensor:
+        return self.network(target, output).float().mean()
+
+
+class Perceptual(PerceptualLoss):
+    """The mean absolute difference of VGG-16's features, summed over layers.
+
+    Johnson, Alahi & Fei-Fei, "Perceptual losses for real-time style transfer", 2016, equation 2, with L1 as in later work.
+    Nothing is downloaded.
 
     Args:
         weights: Path of torchvision's state_dict of VGG-16 (vgg16-397923af.pth).
@@ -33,25 +96,19 @@ class Perceptual(nn.Module):
         ValueError: If the file does not exist or holds other weights, or a setting is out of range.
     """
 
-    needed_in_training_only = True  # sampling must not require the file
-
     mean: Tensor
     deviation: Tensor
-    weight = Scheduled()
 
     def __init__(self, *, weights: LocalPath, layers: Sequence[int], weight: Number) -> None:
-        super().__init__()
+        super().__init__(weight)
         with torch.device("meta"):  # saves the time and the memory of random weights
             features = vgg16().features
         if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= len(features):
             raise ValueError(f"layers={list(layers)} must be increasing numbers from 0 to {len(features) - 1}")
-        if not is_positive(weight):
-            raise ValueError(f"weight={shown(weight)} must be above 0: for no perceptual loss, set it to null")
         features = features[: layers[-1] + 1]
         features.load_state_dict(_state(weights, features), assign=True)
         bounds = (0, *(layer + 1 for layer in layers))
         self.stages = nn.ModuleList(features[start:stop] for start, stop in pairwise(bounds))
-        self.weight = weight
         self.register_buffer("mean", torch.tensor(_MEAN)[:, None, None])
         self.register_buffer("deviation", torch.tensor(_DEVIATION)[:, None, None])
         for layer in self.modules():
@@ -59,26 +116,16 @@ class Perceptual(nn.Module):
                 layer.inplace = False  # the next layer must not change the features that are compared
         self.eval().requires_grad_(False)
 
-    def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the weighted scalar for images [N, 1 or 3, H, W] in [-1, 1]; only the output has a gradient.
-
-        Raises:
-            ConfigError: If the images have another number of channels.
-        """
-        if output.shape[1] not in (1, 3):
-            raise ConfigError(
-                f"a perceptual loss compares grey or RGB images, not images of {output.shape[1]} channels", "set it to null"
-            )
-        self.to(output.device)
-        x, y = self._scaled(output), self._scaled(target).detach()
+    def _distance(self, output: Tensor, target: Tensor) -> Tensor:
+        x, y = self._scaled(output), self._scaled(target)
         total = output.new_zeros((), dtype=torch.float32)
         for stage in self.stages:
             x, y = stage(x), stage(y)
             total = total + (x.float() - y.float()).abs().mean()
-        return self.weight * total
+        return total
 
     def _scaled(self, images: Tensor) -> Tensor:
-        return ((images.float() + 1.0) / 2.0 - self.mean) / self.deviation  # [N, 3, H, W]; grey is replicated
+        return ((images + 1.0) / 2.0 - self.mean) / self.deviation  # [N, 3, H, W]; grey is replicated
 
 
 def _state(path: str, features: nn.Module) -> dict[str, Tensor]:

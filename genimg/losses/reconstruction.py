@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from genimg.errors import ConfigError
-from genimg.losses.perceptual import Perceptual
+from genimg.losses.perceptual import PerceptualLoss
 from genimg.schedules import Number, Scheduled, is_within, shown
 
 KINDS = ("l1", "l2", "charbonnier")
@@ -32,7 +32,9 @@ class ReconstructionLoss:
 
     known_weight = Scheduled()
 
-    def __init__(self, *, kind: str, epsilon: float | None, known_weight: Number, perceptual: Perceptual | None = None) -> None:
+    def __init__(
+        self, *, kind: str, epsilon: float | None, known_weight: Number, perceptual: PerceptualLoss | None = None
+    ) -> None:
         if kind not in KINDS:
             raise ValueError(f"kind={kind} is unknown: choose one of {', '.join(KINDS)}")
         if (kind == "charbonnier") != (epsilon is not None):

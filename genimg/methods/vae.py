@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from genimg.errors import ConfigError
 from genimg.losses.elbo import Bound, Inference, gaussian_kl, gaussian_log_density, importance_bound
-from genimg.losses.perceptual import Perceptual
+from genimg.losses.perceptual import PerceptualLoss
 from genimg.methods.base import Update, require_latent_dim, require_shape
 from genimg.methods.capabilities import LatentOptions
 from genimg.methods.conditional import ConditionalMethod, condition_ports, exported_condition, shared_encoder
@@ -72,7 +72,7 @@ class VAE(ConditionalMethod):
         loss: Bound,
         latent_dim: int,
         hierarchy: Sequence[nn.Module],
-        perceptual: Perceptual | None = None,
+        perceptual: PerceptualLoss | None = None,
     ) -> None:
         super().__init__()
         self.encoder = conditional("encoder", encoder)

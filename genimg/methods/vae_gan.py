@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.losses.elbo import Bound
-from genimg.losses.perceptual import Perceptual
+from genimg.losses.perceptual import PerceptualLoss
 from genimg.methods.base import Update
 from genimg.methods.conditional import shared_encoder
 from genimg.methods.vae import VAE
@@ -51,7 +51,7 @@ class VAEGAN(VAE):
         adversarial: AdversarialLoss,
         adversarial_weight: Number,
         similarity_weight: Number,
-        perceptual: Perceptual | None,
+        perceptual: PerceptualLoss | None,
     ) -> None:
         super().__init__(
             encoder=encoder, decoder=decoder, loss=loss, latent_dim=latent_dim, hierarchy=hierarchy, perceptual=perceptual

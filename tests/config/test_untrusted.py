@@ -347,7 +347,8 @@ def test_every_text_parameter_is_a_word_or_marked_as_local() -> None:
         ("Inception", "weights"), ("Inception", "sha256"), ("DINOv2", "weights"), ("DINOv2", "sha256"),
         ("CLIP", "weights"), ("CLIP", "sha256"), ("Classifier", "classifier"), ("Module", "weights"),
         ("Program", "program"), ("Evaluator", "cache_dir"), ("LPIPS", "backbone_weights"),
-        ("LPIPS", "linear_weights"), ("Perceptual", "weights"), ("ClipText", "path"),
+        ("LPIPS", "linear_weights"), ("LPIPSLoss", "backbone_weights"), ("LPIPSLoss", "linear_weights"),
+        ("Perceptual", "weights"), ("ClipText", "path"),
     }  # fmt: skip
     marks = instantiate.local_parameters(instantiate.Builder().locate(CLIP["_target_"], ""))
     assert Required not in {mark.instead for mark in marks.values()}

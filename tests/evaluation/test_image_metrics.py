@@ -14,6 +14,7 @@ from torchvision.models import alexnet, vgg16
 
 from genimg.errors import ConfigError, DataError
 from genimg.evaluation.image_metrics import LPIPS, l1, ms_ssim, ms_ssim_scales, psnr, psnr_luma, ssim, ssim_luma
+from genimg.losses.perceptual import LPIPSLoss
 
 
 def noisy_pair(shape, deviation=20.0, seed=0):
@@ -309,6 +310,28 @@ def test_lpips_is_that_of_its_equation(random_lpips, shape):
     assert lpips(reconstruction, original).tolist() == pytest.approx(found.tolist(), rel=1e-5)
     assert not lpips.training
     assert not [name for name, weights in lpips.named_parameters() if weights.requires_grad]
+
+
+def test_lpips_as_a_loss_is_the_weighted_mean_with_the_gradient_of_the_output(random_lpips):
+    backbone, _, _, *paths = random_lpips
+    files = {"backbone": backbone, "backbone_weights": paths[0], "linear_weights": paths[1]}
+    original, reconstruction = noisy_pair((2, 3, 32, 32))
+    loss, expected = LPIPSLoss(**files, weight=0.5), LPIPS(**files)(original, reconstruction).mean().item()
+    output, target = ((side / 127.5 - 1.0).requires_grad_() for side in (reconstruction, original))
+    with raises(ValueError, "weight=0"):
+        LPIPSLoss(**files, weight=0)
+    found = loss(output, target)
+    assert found.item() == pytest.approx(0.5 * expected, rel=1e-5)
+    found.backward()
+    assert target.grad is None
+    assert not [name for name, weights in loss.named_parameters() if weights.grad is not None]
+    with torch.no_grad():  # a small step along the gradient changes the loss as the gradient says
+        step = 1e-3 * output.grad / output.grad.norm()
+        change = loss((output + step).double().float(), target) - loss((output - step).double().float(), target)
+    assert change.item() == pytest.approx(2e-3 * output.grad.norm().item(), rel=0.02)
+    same = target.detach().requires_grad_()
+    loss(same, target).backward()
+    assert same.grad.abs().max() == 0.0
 
 
 def test_lpips_refuses_images_that_are_too_small_or_have_alpha(random_lpips):
