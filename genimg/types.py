@@ -11,7 +11,8 @@ from torch import Tensor
 Batch = dict[str, Tensor]
 """Tensors by key. ``image``, or ``source`` and ``target`` of a task, or ``a`` and ``b`` of two domains: float32 [N, C, H, W] in
 [-1, 1]; ``mask``: float32 [N, 1, H, W], 1 where pixels are missing; ``label``: int64 [N]; ``caption``: uint8 [N, L], UTF-8
-padded with 0; ``latent``: float32 [N, Z]; ``noise_key``: int64 [N]. A method may add keys."""
+padded with 0; ``latent``: float32 [N, Z]; ``noise_key``: int64 [N]; ``noise``: float16 [N, C, H, W], from which the images were
+generated. A method may add keys."""
 
 Microbatches = list[Batch]
 """The batch of one step: a single Batch, or several of equal size when gradients are accumulated."""

@@ -166,7 +166,7 @@ def test_the_table_has_every_model() -> None:
     names = {row[0].removeprefix("model=") for row in ROWS.values()}
     of_table = {name for name in options("model") if name.startswith(("diffusion", "flow", "ddpm", "edm"))}
     assert names == of_table - tiny.RANDOM_TRANSLATORS.keys()
-    assert options("sampler") - {"none"} == {"heun", "euler", "ddim", "ancestral", "dpmpp_2m", "bridge"}
+    assert options("sampler") - {"none"} == {"heun", "euler", "ddim", "ancestral", "dpmpp_2m", "bridge", "one_step"}
 
 
 EXPERIMENTS = [name for name in sorted(options("experiment")) if tiny.model_of(name) in tiny.DENOISERS]

@@ -53,6 +53,7 @@ RUNS_FOR = [  # of words that a command holds, the run that RUN is; the first th
     (r"^genimg-translate .*(num_samples|steps)=", "palette"),
     (r"^genimg-translate|classical=true", "denoiser"),
     (r"=ect_mnist init_from=", "edm"),
+    (r"pairs=RUN", "flow"),
     (r"init_from=", "flow"),
     (r"guidance=2 temperature=", "guided_codes"),
     (r"guidance=|surface=|steps=\d+($| )|evaluation=likelihood num_samples=1 ", "flow"),
@@ -77,6 +78,7 @@ SMALLER = {  # where a command holds such words, what makes it small
     r"^genimg-sample (?!.*(near|reconstruct|interpolate)=)": ["num_images=4"],
     r"^genimg-translate .*label_to=": ["steps=2"],
     r"^genimg-prepare .*autoencoder=": ["data.image_size=16", "data.num_images=64"],
+    r"^genimg-prepare .*pairs=": ["num_images=16"],
     r"^genimg-features ": ["epochs=1", "batch_size=8"],
     r"^genimg-train .*(schedule\.start=|=cyclegan_horse2zebra|=pix2pix_(facades|maps))": ["schedule.start=0 images"],
     r"^genimg-train .*data\.validation=": ["data.validation=0.2"],
@@ -87,7 +89,7 @@ SMALLER = {  # where a command holds such words, what makes it small
 TRAINING = ["trainer.duration=2 steps", "trainer.batch_size=8", "trainer.preview_images=4"]
 OF_EVALUATION = {"likelihood": ["evaluation.num_samples=2"], "translation": [], "unpaired_translation": []}
 MODELS = tiny.SIZES | tiny.AUTOENCODERS | tiny.TRANSLATORS | tiny.DENOISERS | tiny.LATENT_AUTOENCODERS
-MODELS |= tiny.RANDOM_TRANSLATORS | dict.fromkeys(tiny.LATENT_DENOISERS, tiny.DIFFUSION)
+MODELS |= tiny.RANDOM_TRANSLATORS | tiny.REFLOW | dict.fromkeys(tiny.LATENT_DENOISERS, tiny.DIFFUSION)
 RUNS = {
     "digits": ["model=dcgan_small", "data=mnist", "conditioning=projection", "evaluation=mnist"],
     "texts": ["conditioning=text", "data.num_images=64", "evaluation=none"],

@@ -170,7 +170,8 @@ def test_packed_latents_replace_the_encoder_in_training(trained: Path, tmp_path:
     succeed([["prepare", *data, "output=packed", "autoencoder=autoencoder", "device=cpu"]], tmp_path)
     packed = [*COMMON, "data=prepared", "data.root=packed", "trainer.duration=2 steps", "trainer.preview_interval=100 images"]
     packed.remove("data.num_images=16")
-    output = succeed([["train", *LATENT, *packed, "conditioning=label", "run_dir=own"]], tmp_path)
+    own = ["train", *LATENT, *packed, "conditioning=label", "run_dir=own"]
+    output = succeed([own, [*own, "dry_run=true"]], tmp_path)
     assert "packed latents" not in output
     others = {
         "the model has another autoencoder": [*LATENT[:-1], "model.autoencoder=second"],

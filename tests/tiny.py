@@ -16,9 +16,12 @@ from genimg.api.data import build_loader, build_task
 from genimg.api.method import build_method
 from genimg.config.compatibility import check_pairing
 from genimg.config.instantiate import Builder
-from genimg.data.datasets.builtin import ImageDataset
+from genimg.data.datasets.builtin import ArrayDataset, ImageDataset
 from genimg.data.facts import DataFacts
 from genimg.data.loader import ImageLoader
+from genimg.data.packed_files import Latents
+from genimg.data.packed_latents import LatentEncoder
+from genimg.data.packing import pack
 from genimg.losses.adversarial import AdversarialLoss, cross_entropy_discriminator_loss, nonsaturating_generator_loss
 from genimg.methods.base import Method
 from genimg.methods.gan import GAN
@@ -148,6 +151,9 @@ DENOISERS = dict.fromkeys(
     DIFFUSION,
 )
 
+REFLOW = dict.fromkeys(("reflow", "reflow_small"), DIFFUSION)
+"""The same for models of pairs, which ``packed_pairs`` makes; ``test_reflow_table`` walks through them."""
+
 _DENOISED = [*DIFFUSION, "task=denoise"]
 RANDOM_TRANSLATORS = dict.fromkeys(
     ("diffusion_translation", "diffusion_translation_small", "bridge", "bridge_small"), _DENOISED
@@ -196,6 +202,16 @@ def unpaired_folders(root: Path, count: int = 6, size: int = 16) -> None:
         (root / name).mkdir(parents=True)
         for i in range(count):
             Image.fromarray(numbers.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(root / name / f"{i}.png")
+
+
+def packed_pairs(folder: Path, count: int = 16, size: int = 16) -> None:
+    """Noise images with the noise that they come from, as genimg-prepare packs them."""
+    shape, numbers = (3, size, size), np.random.default_rng(0)
+    noise = numbers.standard_normal((count, *shape)).astype(np.float16)
+    encoder = LatentEncoder(lambda images, indices: noise[indices], Latents(shape, "0", "run", is_noise=True))
+    images = ArrayDataset("noise", (noise * 40.0 + 128.0).clip(0, 255).astype(np.uint8))
+    folder.mkdir(parents=True, exist_ok=True)
+    pack(images, folder, shard_size=10**6, num_threads=1, max_corrupt=None, provenance={}, encoder=encoder)
 
 
 def model_of(experiment: str) -> str | None:

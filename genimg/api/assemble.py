@@ -26,7 +26,7 @@ from genimg.config.instantiate import ALLOWED, Builder, Named, chosen_nodes, mou
 from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.facts import DataFacts
 from genimg.data.loader import available_keys
-from genimg.data.packed_latents import LATENT
+from genimg.data.packed_files import LATENT
 from genimg.data.split import random_part
 from genimg.errors import ConfigError
 from genimg.evaluation.extractors.base import MissingWeightsError
@@ -156,7 +156,8 @@ def _welcome_keys(method: Method, dataset: ImageDataset, *, changes: bool) -> li
     """Return the method's optional batch keys that the data has, without packed latents if training changes the images."""
     found = [key for key in method.optional_batch_keys if key in available_keys(dataset)]
     takes_latents = any(key.startswith(LATENT) for key in method.optional_batch_keys)
-    if takes_latents and dataset.latent_key is not None and (changes or dataset.latent_key not in found):
+    has_latents = dataset.latent_key is not None and dataset.latent_key.startswith(LATENT)
+    if takes_latents and has_latents and (changes or dataset.latent_key not in found):
         why = "flips and augmentation change the images" if dataset.latent_key in found else "the model has another autoencoder"
         log.warning("the packed latents of %s are not used, because %s", dataset.name, why)
         found = [key for key in found if key != dataset.latent_key]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from genimg.api.assemble import describe_parts
 from genimg.data.datasets.builtin import ArrayDataset
@@ -90,6 +91,15 @@ def _count_classes(parts: TrainingComponents) -> None:
         log.warning("the largest class has %d images and the smallest %d", counts.max(), counts.min())
 
 
+class _Sample(ArrayDataset):
+    """Images held in memory with their latents or noise, ``packed``, if there is a ``latent_key``."""
+
+    packed: NDArray[np.float16]
+
+    def latents(self, indices: NDArray[np.int64]) -> NDArray[np.float16]:
+        return self.packed[indices]
+
+
 def _decode_sample(parts: TrainingComponents) -> tuple[ImageLoader, float]:
     """Return a loader of randomly chosen images, and the number of images that one process decodes per second."""
     source, data = parts.source, parts.data
@@ -101,7 +111,9 @@ def _decode_sample(parts: TrainingComponents) -> tuple[ImageLoader, float]:
     log.info("data check: %d images read, %.0f images/s for each of %d workers", count, rate, max(1, data.num_workers))
     labels = None if source.labels is None else source.labels[chosen]
     captions = source.captions(chosen) if "caption" in data.keys else None
-    sample = ArrayDataset(source.name, images, labels, source.class_names, captions)
+    sample = _Sample(source.name, images, labels, source.class_names, captions)
+    if source.latent_key in data.keys:
+        sample.latent_key, sample.packed = source.latent_key, source.latents(chosen)
     sample.validation = source.validation
     return ImageLoader(sample, storage="device", num_workers=0, horizontal_flip=data.horizontal_flip, max_corrupt=0,
                 device=parts.device, keys=data.keys, augment=data.augment, task=data.task), rate  # fmt: skip

@@ -21,6 +21,7 @@ from genimg.data.corrupt import read_many_valid
 from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.facts import DataFacts
 from genimg.data.loader import NOISE_KEY, available_keys
+from genimg.data.packed_files import NOISE
 from genimg.data.subsets import random_order
 from genimg.data.tasks.base import Task
 from genimg.errors import ConfigError, first_line, innermost_module, is_memory_full
@@ -43,6 +44,10 @@ _HOW_TO_HAVE = {
     "caption": "; captions of a folder are in its metadata.jsonl, or in a .txt beside every image (docs/data.md)",
     "label": "; the classes of a folder are its subdirectories",
 }
+_NOISE_IS_MISSING = (
+    "the model needs the noise from which each image was generated, but data {} has none: pack pairs of a trained flow with "
+    "genimg-prepare pairs=RUN num_images=50000 output=PAIRS, and set data=prepared data.root=PAIRS"
+)
 
 
 def build_method(
@@ -92,6 +97,8 @@ def build_method(
         )
     available = {*(task.keys if task else available_keys(dataset)), NOISE_KEY}
     missing = [key for key in method.batch_keys if key not in available]
+    if NOISE in missing:
+        raise ConfigError(_NOISE_IS_MISSING.format(dataset.name), key="data")
     if missing:
         known = ", ".join(sorted(available - {NOISE_KEY}))
         raise ConfigError(

@@ -17,7 +17,7 @@ from genimg.config.schema import Option, options_of
 from genimg.config.schema.commands import Sample
 from genimg.errors import ConfigError
 from genimg.inference.sample_request import SampleRequest, plan
-from genimg.methods.capabilities import Generates, Reconstructs, Translates
+from genimg.methods.capabilities import Generates, HasLatentSpace, Reconstructs, Translates
 from genimg.training.device import choose_device
 from genimg.utils.mappings import flatten
 from genimg.utils.outputs import record_of
@@ -38,7 +38,7 @@ def sample(composed: DictConfig) -> None:
         can = "translates images: use genimg-translate" if isinstance(method, Translates) else "does not generate images"
         if isinstance(method, Reconstructs):
             can += ": it reconstructs them, with reconstruct=FILE"
-            if method.latent_space is not None:
+            if isinstance(method, HasLatentSpace):
                 can += "; to sample, train a model of its latents with model.autoencoder=RUN"
         raise ConfigError(f"ckpt={options.ckpt}: this model {can}")
     write = plan(

@@ -23,6 +23,7 @@ from genimg.data.corrupt import Corruption, read_many_valid
 from genimg.data.datasets.builtin import ArrayDataset, ImageDataset
 from genimg.data.datasets.prepared import PreparedDataset
 from genimg.data.datasets.unpaired import UnpairedDataset
+from genimg.data.packed_files import NOISE
 from genimg.data.sampler import InfiniteSampler
 from genimg.data.split import Subset
 from genimg.data.tasks.base import Task
@@ -55,7 +56,7 @@ class ImageLoader:
         max_corrupt: Number of undecodable images to skip with a warning before the run stops; None if none may be skipped.
         device: Device of the batches.
         keys: Keys of the batches: ``image``, and ``label``, ``caption``, ``noise_key`` and the dataset's ``latent_key`` if the
-            method needs them. Latents are those of images without augmentation.
+            method needs them. Latents, and noise from which images were generated, belong to images without augmentation.
         augment: Augmentation of training samples; None for no augmentation.
         task: Task that makes sources and targets from images; None for no task.
 
@@ -97,7 +98,8 @@ class ImageLoader:
                 )
         self._latent_key = source.latent_key if source.latent_key in keys else None
         if self._latent_key is not None and (horizontal_flip or augment is not None):
-            raise ConfigError("horizontal_flip=true and augmentation change images, so their packed latents cannot be used")
+            what = "the noise that they were generated from" if self._latent_key == NOISE else "their packed latents"
+            raise ConfigError(f"horizontal_flip=true and augmentation change images, so {what} cannot be used: switch them off")
         self.source = source
         self.device = device
         self.horizontal_flip = horizontal_flip
@@ -164,7 +166,7 @@ class ImageLoader:
         return {"image": images} | self.conditions(indices, self.keys)
 
     def conditions(self, indices: NDArray[np.int64], keys: Sequence[str]) -> Batch:
-        """Return the images' ``label`` and ``caption``, if named in ``keys``, as a batch on the device."""
+        """Return the images' ``label``, ``caption`` and packed ``noise``, if named in ``keys``, as a batch on the device."""
         batch: Batch = {}
         indices = np.array([self._replaced.get(index, index) for index in indices.tolist()], dtype=np.int64)
         if "label" in keys:
@@ -172,6 +174,8 @@ class ImageLoader:
         if "caption" in keys:
             texts = self.source.captions(indices)
             batch["caption"] = encode(texts, self.caption_length or caption_length(texts)).to(self.device)
+        if NOISE in keys and self.source.latent_key == NOISE:
+            batch[NOISE] = torch.from_numpy(self.source.latents(indices)).to(self.device)
         return batch
 
     def _note(self, indices: NDArray[np.int64], taken: NDArray[np.int64]) -> None:

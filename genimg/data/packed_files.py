@@ -2,9 +2,9 @@
 
 A directory of genimg-prepare contains ``shard-00000.npy``, ``shard-00001.npy``, ... (uint8 [N, C, H, W]); ``checksums.npy``
 (uint32 [N], the CRC-32 of each image's C·H·W bytes); ``labels.npy`` (int64 [N]) and ``captions.jsonl`` (one JSON string
-per line), if there are any; latents, if there are any (genimg.data.packed_latents); and ``dataset.json``. That file is written
-last, describes the others, and contains the digests of all but the shards' pixels and the latents. It also has the SHA-256 of
-each shard, for ``sha256sum``; genimg does not compare it, because that would mean reading all pixels at the start.
+per line), if there are any; latents or noise, if there are any (genimg.data.packed_latents); and ``dataset.json``. That file is
+written last, describes the others, and contains the digests of all but the shards' pixels and the latents. It also has the
+SHA-256 of each shard, for ``sha256sum``; genimg does not compare it, because that would mean reading all pixels at the start.
 """
 
 from __future__ import annotations
@@ -27,11 +27,15 @@ from genimg.utils.json_text import parse_json
 FORMAT = 2
 WITH_LATENTS = 3
 """The format of directories that also hold latents."""
+WITH_NOISE = 4
+"""The format of directories that hold generated images with their noise."""
 WITHOUT_CHECKSUMS = 1
 """The older format, which is still supported."""
 
 DESCRIPTION, LABELS, CAPTIONS, CHECKSUMS = "dataset.json", "labels.npy", "captions.jsonl", "checksums.npy"
 LATENT_CHECKSUMS = "latent_checksums.npy"
+LATENT, NOISE = "latent_", "noise"
+"""Prefix of the key of latents in a batch, which the digest of the autoencoder's weights follows, and key of noise."""
 
 _SEAL = "sha256"  # the key of the description's own digest
 _SHARD = re.compile(r"shard-\d{5,}\.npy")
@@ -56,17 +60,24 @@ class Shard:
 
 @dataclass(frozen=True)
 class Latents:
-    """The latents of the images.
+    """The latents of the images: those of an autoencoder, or the noise from which a model generated the images.
 
     Attributes:
         shape: Shape (C, h, w) of the latents of an image.
-        sha256: Digest of the weights of the autoencoder that made them.
-        run: Path of the autoencoder's checkpoint, for the record.
+        sha256: Digest of the weights of the autoencoder that made them, or of the model that generated the images.
+        run: Path of that model's checkpoint, for the record.
+        is_noise: Whether they are noise.
     """
 
     shape: tuple[int, int, int]
     sha256: str
     run: str
+    is_noise: bool = False
+
+    @property
+    def key(self) -> str:
+        """Key of the latents in a batch."""
+        return NOISE if self.is_noise else LATENT + self.sha256
 
 
 @dataclass(frozen=True)
@@ -104,9 +115,15 @@ class Description:
     def write(self, folder: Path) -> None:
         """Write ``dataset.json`` with its own digest."""
         content = asdict(self)
+        version = WITH_LATENTS
         if self.latents is None:
             del content["latents"]
-        content = sealed({"format": FORMAT if self.latents is None else WITH_LATENTS, **content})
+            version = FORMAT
+        elif self.latents.is_noise:
+            version = WITH_NOISE
+        else:
+            del content["latents"]["is_noise"]  # as in directories of older versions
+        content = sealed({"format": version, **content})
         (folder / DESCRIPTION).write_text(json.dumps(content, indent=2) + "\n", encoding="ascii")
 
     @classmethod
@@ -119,7 +136,7 @@ class Description:
         try:
             content = parse_json(path.read_text(encoding="utf-8"))
             version = content.pop("format")
-            if version in (FORMAT, WITH_LATENTS):
+            if version in (FORMAT, WITH_LATENTS, WITH_NOISE):
                 seal = content.pop(_SEAL)
                 if seal != sealed({"format": version, **content})[_SEAL]:
                     raise ValueError("its content has changed")
@@ -132,7 +149,7 @@ class Description:
                 f"the file {path} is damaged, or was not written by genimg-prepare ({reason}): pack the images again"
             ) from error
         raise DataError(
-            f"the file {path} has format {version}, but this genimg reads formats up to {WITH_LATENTS}: pack the images again, "
+            f"the file {path} has format {version}, but this genimg reads formats up to {WITH_NOISE}: pack the images again, "
             "or use the genimg that packed them"
         )
 
@@ -164,6 +181,8 @@ class Description:
             raise ValueError("a shard has an unexpected name")  # a downloaded description could name a file elsewhere
         present = [CHECKSUMS, *(name for name, flag in zip((LABELS, CAPTIONS), flags, strict=True) if flag)]
         present += [LATENT_CHECKSUMS] if description.latents is not None else []
+        if description.latents is not None and description.latents.is_noise and description.latents.shape != description.shape:
+            raise ValueError("the noise has another shape than the images")
         if list(description.digests.keys()) != (present if with_checksums else []):
             raise ValueError("the digests name other files")
         return description
@@ -173,7 +192,10 @@ def _latents(content: dict[str, Any]) -> Latents:
     channels, height, width = content["shape"]
     if any(type(side) is not int or side < 1 for side in (channels, height, width)):
         raise TypeError("a side of the latents has the wrong type")
-    return Latents((channels, height, width), str(content["sha256"]), str(content["run"]))
+    is_noise = content.get("is_noise", False)
+    if type(is_noise) is not bool:
+        raise TypeError("is_noise has the wrong type")
+    return Latents((channels, height, width), str(content["sha256"]), str(content["run"]), is_noise)
 
 
 def sealed(content: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Latents of packed images, encoded once by a trained autoencoder: ``latents.npy``, float16 [N, C, h, w], and their CRC-32."""
+"""Latents of packed images: ``latents.npy``, float16 [N, C, h, w], and their CRC-32.
+
+They are encoded once by a trained autoencoder, or are the noise from which a model generated the images.
+"""
 
 from __future__ import annotations
 
@@ -12,29 +15,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from genimg.data.packed_files import LATENT_CHECKSUMS, Description, check_header, damaged, read_vector, require_size
+from genimg.data.packed_files import LATENT_CHECKSUMS, Description, Latents, check_header, damaged, read_vector, require_size
 from genimg.errors import DataError
 
 LATENTS = "latents.npy"
-LATENT = "latent_"
-"""Prefix of the key of latents in a batch; the digest of the autoencoder's weights follows."""
 
 
 @dataclass(frozen=True)
 class LatentEncoder:
-    """Encoder of images into latents.
+    """Source of the latents of images.
 
     Attributes:
-        encode: Function from uint8 images [N, C', H, W] to latents, float16 [N, C, h, w].
-        shape: Shape (C, h, w) of the latents of an image.
-        sha256: Digest of the autoencoder's weights.
-        run: Path of the autoencoder's checkpoint, for the record.
+        encode: Function from uint8 images [N, C', H, W] and their indices in the dataset, int64 [N], to latents, float16
+            [N, C, h, w].
+        latents: What the latents are.
     """
 
-    encode: Callable[[NDArray[np.uint8]], NDArray[np.float16]]
-    shape: tuple[int, int, int]
-    sha256: str
-    run: str
+    encode: Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.float16]]
+    latents: Latents
 
 
 class PackedLatents:
@@ -50,7 +48,7 @@ class PackedLatents:
 
     def __init__(self, folder: Path, description: Description) -> None:
         assert description.latents is not None
-        self.key = LATENT + description.latents.sha256
+        self.key = description.latents.key
         self._path = folder / LATENTS
         self._shape = (description.num_images, *description.latents.shape)
         size = 2 * math.prod(self._shape)
@@ -80,6 +78,6 @@ class PackedLatents:
         for row, (index, checksum) in enumerate(zip(indices.tolist(), self._checksums[indices].tolist(), strict=True)):
             if zlib.crc32(latents[row]) != checksum:
                 raise DataError(
-                    f"the latents of image {index} in {self._path} differ from the packed ones: pack the images again"
+                    f"the latents or noise of image {index} in {self._path} differ from the packed ones: pack the images again"
                 )
         return latents

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from tqdm import tqdm
 import genimg
 from genimg.data.corrupt import none_decodable, too_many
 from genimg.data.datasets.builtin import CorruptImageError, ImageDataset
-from genimg.data.packed_files import CAPTIONS, CHECKSUMS, LABELS, LATENT_CHECKSUMS, Description, Latents, Shard
+from genimg.data.packed_files import CAPTIONS, CHECKSUMS, LABELS, LATENT_CHECKSUMS, Description, Shard
 from genimg.data.packed_latents import LATENTS, LatentEncoder
 from genimg.utils.environment import num_cores
 from genimg.utils.threads import map_in_order
@@ -103,19 +103,19 @@ class _LatentWriter:
     def __init__(self, file: io.BufferedRandom, encoder: LatentEncoder, most: int) -> None:
         self.file, self.encoder = file, encoder
         self.checksums: list[int] = []
-        file.write(_header((most, *encoder.shape), "<f2"))
+        file.write(_header((most, *encoder.latents.shape), "<f2"))
 
-    def write(self, images: NDArray[np.uint8]) -> None:
-        """Encode and append images, uint8 [N, C, H, W]."""
+    def write(self, images: NDArray[np.uint8], indices: NDArray[np.int64]) -> None:
+        """Append the latents of images, uint8 [N, C, H, W], with these indices in the dataset, int64 [N]."""
         if len(images):
-            latents = np.ascontiguousarray(self.encoder.encode(images))
+            latents = np.ascontiguousarray(self.encoder.encode(images, indices))
             self.file.write(latents.data)
             self.checksums += map(zlib.crc32, latents)
 
     def finish(self) -> None:
         """Write the final header, which is as long as the first one."""
         self.file.seek(0)
-        self.file.write(_header((len(self.checksums), *self.encoder.shape), "<f2"))
+        self.file.write(_header((len(self.checksums), *self.encoder.latents.shape), "<f2"))
 
 
 def pack(
@@ -127,6 +127,7 @@ def pack(
     max_corrupt: int | None,
     provenance: dict[str, Any],
     encoder: LatentEncoder | None = None,
+    batch_size: int | None = None,
 ) -> tuple[Description, int]:
     """Write all decodable images, in order; list the others in ``corrupt.txt``.
 
@@ -137,7 +138,8 @@ def pack(
         num_threads: Number of decoding threads; None uses one per core.
         max_corrupt: Number of corrupt images to skip before an error; None skips all.
         provenance: Further information about the origin of the images, as primitives.
-        encoder: Encoder whose latents are written, too; None writes no latents.
+        encoder: Source of latents that are written, too; None writes no latents.
+        batch_size: Number of images that are read at once; None limits it by their number and size.
 
     Returns:
         The description of the files, and the number of corrupt images.
@@ -153,7 +155,8 @@ def pack(
         latents = None
         if encoder is not None:
             latents = _LatentWriter(stack.enter_context(open(folder / LATENTS, "w+b")), encoder, len(source))
-        kept, problems = _write_images(source, writer, num_threads or num_cores(), max_corrupt, latents)
+        with contextlib.closing(_decoded(source, num_threads or num_cores(), batch_size)) as pieces:
+            kept, problems = _write_images(source, pieces, writer, max_corrupt, latents)
         if latents is not None:
             latents.finish()
     if len(kept) == 0:
@@ -178,28 +181,29 @@ def pack(
         source={"name": source.name, "fingerprint": source.fingerprint, "num_images": len(source), **provenance},
         genimg_version=genimg.__version__,
         digests=digests,
-        latents=None if encoder is None else Latents(encoder.shape, encoder.sha256, encoder.run),
+        latents=None if encoder is None else encoder.latents,
     )
     description.write(folder)  # last, because it marks the directory as complete
     return description, len(problems)
 
 
 def _write_images(
-    source: ImageDataset, writer: _ShardWriter, num_threads: int, max_corrupt: int | None, latents: _LatentWriter | None
+    source: ImageDataset,
+    pieces: Iterable[_Piece],
+    writer: _ShardWriter,
+    max_corrupt: int | None,
+    latents: _LatentWriter | None,
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Write all images; return the indices of the written ones and the errors of corrupt ones."""
     kept, problems = [np.empty(0, dtype=np.int64)], []
-    with (
-        contextlib.closing(_decoded(source, num_threads)) as pieces,
-        tqdm(total=len(source), desc=f"packing {source.name}", unit="image", disable=None) as progress,
-    ):
+    with tqdm(total=len(source), desc=f"packing {source.name}", unit="image", disable=None) as progress:
         for piece in pieces:
             problems += piece.problems
             if max_corrupt is not None and len(problems) > max_corrupt:
                 raise too_many(problems, max_corrupt)
             writer.write(piece.images)
             if latents is not None:
-                latents.write(piece.images)
+                latents.write(piece.images, piece.indices)
             kept.append(piece.indices)
             progress.update(len(piece.indices) + len(piece.problems))
     return np.concatenate(kept), problems
@@ -210,9 +214,9 @@ def image_bytes(source: ImageDataset) -> int:
     return int(np.prod(source.shape))
 
 
-def _decoded(source: ImageDataset, num_threads: int) -> Generator[_Piece, None, None]:
+def _decoded(source: ImageDataset, num_threads: int, batch_size: int | None) -> Generator[_Piece, None, None]:
     """Return all images in order, decoded ahead in threads; Pillow releases the GIL while decoding."""
-    size = max(1, min(_PIECE_IMAGES, _PIECE_BYTES // image_bytes(source)))
+    size = batch_size or max(1, min(_PIECE_IMAGES, _PIECE_BYTES // image_bytes(source)))
     pieces = (np.arange(start, min(start + size, len(source)), dtype=np.int64) for start in range(0, len(source), size))
     return map_in_order(partial(_decode, source), pieces, num_threads=num_threads)
 

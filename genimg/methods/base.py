@@ -114,9 +114,6 @@ class Method(nn.Module, ABC):
     optional_batch_keys: tuple[str, ...] = ()
     """Keys that the previews also use if the data has them."""
 
-    latent_space: ClassVar[type[nn.Module] | None] = None
-    """Encoder and decoder between images and latents that another model can learn, such as latent diffusion; None without."""
-
     @abstractmethod
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters that each named update trains; every group has its own optimizer."""

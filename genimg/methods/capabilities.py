@@ -64,6 +64,15 @@ class Generates(Protocol):
 
 
 @runtime_checkable
+class StartsFromNoise(Protocol):
+    """Generates each image from noise of the image's shape. Without randomness in sampling, the noise determines the image."""
+
+    def noise_of(self, drawn: Batch) -> Tensor:
+        """Return the noise, standard normal numbers [N, C, H, W], in a drawn batch of ``Generates.draw``."""
+        ...
+
+
+@runtime_checkable
 class TakesConditions(Protocol):
     """May be conditioned on labels or captions. The ``conditioning`` group affects only such methods."""
 
@@ -105,6 +114,14 @@ class Reconstructs(Protocol):
     def reconstruct(self, batch: Batch) -> Tensor:
         """Encode and decode a batch's images [N, C, H, W] in [-1, 1], without noise."""
         ...
+
+
+@runtime_checkable
+class HasLatentSpace(Protocol):
+    """An autoencoder with a grid of latents that another model can learn, such as latent diffusion."""
+
+    latent_space: ClassVar[type[nn.Module]]
+    """Encoder and decoder. The parameters of its constructor are attributes of the method."""
 
 
 @runtime_checkable
@@ -342,6 +359,7 @@ class PreparesSaving(Protocol):
 
 CAPABILITIES: dict[type, str] = {
     Generates: "sample",
+    StartsFromNoise: "noise_of",
     TakesConditions: "random_labels",
     Reconstructs: "reconstruct",
     SamplesNearby: "perturb",

@@ -136,6 +136,13 @@ class Diffusion(ConditionalMethod):
         """Return the images, in [-1, 1], that correspond to data [N, C, H, W]."""
         return data.clamp(-1.0, 1.0)
 
+    def _given_noise(self, batch: Batch) -> Tensor | None:
+        """Return the noise of training samples, float32 [N, C, H, W], if the batch has it; None to draw it.
+
+        Reflow overrides this method.
+        """
+        return None
+
     # Training
 
     def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
@@ -148,7 +155,9 @@ class Diffusion(ConditionalMethod):
         key, keep = batch["noise_key"], None
         if self.condition_dropout:
             keep = uniform_numbers(mixed_keys(key, KEPT), ()) >= self.condition_dropout
-        loss = self.objective.losses(self._encoded(batch), key, self._condition(batch), keep).mean()
+        loss = self.objective.losses(
+            self._encoded(batch), key, self._condition(batch), keep, noise=self._given_noise(batch)
+        ).mean()
         return loss, {"loss/denoising": loss.detach()}
 
     @property
@@ -157,7 +166,9 @@ class Diffusion(ConditionalMethod):
 
     def denoising_loss(self, batch: Batch, quantile: float, keys: NDArray[np.uint64]) -> Tensor:
         image, times = self._encoded(batch), self.objective.times
-        noise = normal(torch.from_numpy(keys.view(np.int64)).to(image.device), image.shape[1:])
+        noise = self._given_noise(batch)
+        if noise is None:
+            noise = normal(torch.from_numpy(keys.view(np.int64)).to(image.device), image.shape[1:])
         time = torch.full((len(image),), times.quantile(quantile, self.path), device=image.device)
         objective = replace(self.objective, denoiser=self.denoiser)  # an average has the objective of the trained network
         with eval_mode(self.denoiser):
@@ -166,7 +177,7 @@ class Diffusion(ConditionalMethod):
     def check(self, batch: Batch) -> None:
         with torch.no_grad(), eval_mode(self.denoiser):
             image = batch["image"]
-            batch = self._with_conditions(image) | {"noise_key": torch.arange(len(image), device=image.device)}
+            batch = batch | self._with_conditions(image) | {"noise_key": torch.arange(len(image), device=image.device)}
             data, time = self._encoded(batch), self.objective.times.at(batch["noise_key"], self.path)
             require_shape("network", self.denoiser(data, time, self._condition(batch)), data, "the data's images")
             self._loss(batch)
@@ -182,6 +193,9 @@ class Diffusion(ConditionalMethod):
         keys = keys_of(seed, Stream.PIXEL_NOISE, np.asarray(indices, dtype=np.int64))
         latent = normal_latents(seed, indices, math.prod(self.shape))
         return {"latent": latent, "noise_key": torch.from_numpy(keys.view(np.int64))} | self._draw_conditions(indices, seed)
+
+    def noise_of(self, drawn: Batch) -> Tensor:
+        return drawn["latent"].view(-1, *self.shape)
 
     def check_options(self, options: DiffusionOptions) -> None:
         unguided, negative = None, options.negative
@@ -317,7 +331,9 @@ class Diffusion(ConditionalMethod):
         """Return samples, and images beside their mixtures with more and more noise, each with its denoised form."""
         batch = {key: value[:_PREVIEW_ROWS] for key, value in batch.items()}
         image, condition = self._encoded(batch), self._condition(batch)
-        noise = normal(mixed_keys(torch.arange(len(image), device=image.device), NOISE), self.shape)
+        noise = self._given_noise(batch)
+        if noise is None:
+            noise = normal(mixed_keys(torch.arange(len(image), device=image.device), NOISE), self.shape)
         columns = [image]
         with eval_mode(self.denoiser):
             for each in reversed(self.path.grid(5, self.path.spacings[0])[1:-1]):

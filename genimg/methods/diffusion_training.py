@@ -70,14 +70,23 @@ class DenoisingObjective:
         return f"{self.denoiser.prediction} on {path}, {weighting}, {loss.reduction}, {times} times"
 
     def losses(
-        self, image: Tensor, key: Tensor, condition: Tensor, keep: Tensor | None, source: Source | None = None
+        self,
+        image: Tensor,
+        key: Tensor,
+        condition: Tensor,
+        keep: Tensor | None,
+        source: Source | None = None,
+        noise: Tensor | None = None,
     ) -> Tensor:
-        """Return the losses [N] of images [N, C, H, W]; ``key``, int64 [N], determines their augmentation, noise and times."""
+        """Return the losses [N] of images [N, C, H, W]; ``key``, int64 [N], determines their augmentation, noise and times.
+
+        If ``noise`` [N, C, H, W] is given, the noise does not depend on the key.
+        """
         labels = None
         if self.augment is not None:
             image, labels = self.augment(image, mixed_keys(key, AUGMENT))
         time = self.times.at(mixed_keys(key, TIME), self.denoiser.path)
-        noise = normal(mixed_keys(key, NOISE), image.shape[1:])
+        noise = normal(mixed_keys(key, NOISE), image.shape[1:]) if noise is None else noise
         losses = self.losses_at(image, noise, time, condition, keep, source, labels)
         if self.uncertainty is None:
             return losses

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from genimg.data.packed_latents import LATENT
+from genimg.data.packed_files import LATENT
 from genimg.diffusion.paths import Path
 from genimg.diffusion.times import Times
 from genimg.errors import ConfigError
@@ -42,6 +42,7 @@ class LatentDiffusion(Diffusion):
     """
 
     log_likelihood = None  # type: ignore[assignment]  # the likelihood of the latents is not that of the images
+    noise_of = None  # type: ignore[assignment]  # it is noise of latents, which have another shape than the images
 
     latent_mean: Tensor
     latent_std: Tensor

@@ -127,7 +127,7 @@ def loss_node(loss):
 
 
 MODELS = tiny.SIZES | tiny.AUTOENCODERS | tiny.TRANSLATORS | tiny.DENOISERS | tiny.RANDOM_TRANSLATORS
-MODELS |= tiny.LATENT_AUTOENCODERS | tiny.LATENT_DENOISERS
+MODELS |= tiny.LATENT_AUTOENCODERS | tiny.LATENT_DENOISERS | tiny.REFLOW
 
 
 def family_of(model):
@@ -142,6 +142,9 @@ def test_every_model_builds_with_every_loss_of_its_family_and_refuses_the_others
     if unpaired:
         tiny.unpaired_folders(tmp_path)
     data = [f"data.root={tmp_path}", "data.image_size=16"] if unpaired else TINY
+    if model in tiny.REFLOW:
+        tiny.packed_pairs(tmp_path)
+        data = ["data=prepared", f"data.root={tmp_path}", "data.image_size=16"]
     own = resolve(f"model={model}", *settings, *data)
     family = BUILDER.locate(own["model"]["_target_"], "model").loss_type
     fitting = [loss for loss in options("loss") if issubclass(loss_node(loss)[0], family)]

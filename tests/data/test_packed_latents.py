@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from genimg.data.datasets.builtin import ArrayDataset
 from genimg.data.datasets.prepared import PreparedDataset, prepared
 from genimg.data.loader import ImageLoader
-from genimg.data.packed_files import DESCRIPTION, LATENT_CHECKSUMS, Description
+from genimg.data.packed_files import DESCRIPTION, LATENT_CHECKSUMS, Description, Latents, sealed
 from genimg.data.packed_latents import LATENTS, LatentEncoder
 from genimg.data.packing import pack
 from genimg.data.split import without_validation
@@ -29,7 +30,7 @@ def encode(images: NDArray[np.uint8]) -> NDArray[np.float16]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     source = ArrayDataset("noise", IMAGES, np.arange(20) % 2, ("a", "b"))
-    encoder = LatentEncoder(encode, (2, 2, 2), "abc", "run")
+    encoder = LatentEncoder(lambda images, indices: encode(images), Latents((2, 2, 2), "abc", "run"))
     pack(source, tmp_path, shard_size=1000, num_threads=2, max_corrupt=None, provenance={}, encoder=encoder)
     return tmp_path
 
@@ -84,6 +85,57 @@ def test_damage_is_noticed(damage: str, folder: Path) -> None:
         checksums.write_bytes(checksums.read_bytes()[:-1] + b"\0")
     with raises(DataError, word="latent"):
         opened(folder).latents(np.arange(20))
+
+
+def test_directories_of_former_versions_still_read_and_are_written_as_before(folder: Path) -> None:
+    content = json.loads((folder / DESCRIPTION).read_text())
+    assert content["format"] == 3
+    assert content["latents"] == {"shape": [2, 2, 2], "sha256": "abc", "run": "run"}
+
+
+def packed_noise(folder: Path) -> None:
+    """20 images whose noise tells their index."""
+
+    def noise(images: NDArray[np.uint8], indices: NDArray[np.int64]) -> NDArray[np.float16]:
+        return np.broadcast_to(indices[:, None, None, None], (len(indices), 3, 8, 8)).astype(np.float16)
+
+    encoder = LatentEncoder(noise, Latents((3, 8, 8), "abc", "run", is_noise=True))
+    source = ArrayDataset("noise", np.repeat(np.arange(20, dtype=np.uint8), 192).reshape(20, 3, 8, 8))
+    pack(source, folder, shard_size=1000, num_threads=1, max_corrupt=None, provenance={}, encoder=encoder, batch_size=7)
+
+
+@pytest.mark.parametrize("storage", ["device", "host", "workers"])
+def test_batches_and_examples_hold_the_noise_of_their_images(storage: str, tmp_path: Path) -> None:
+    packed_noise(tmp_path)
+    assert json.loads((tmp_path / DESCRIPTION).read_text())["format"] == 4
+    settings = {"num_workers": 0, "horizontal_flip": False, "max_corrupt": 0, "device": torch.device("cpu")}
+    source = without_validation(opened(tmp_path), 0.25)
+    assert source.latent_key == "noise"
+    loader = ImageLoader(source, storage=storage, keys=("image", "noise"), **settings)
+    assert loader.validation is not None
+    chosen = np.array([4, 1])
+    for batch in (
+        next(loader.batches(3, batch_size=5, seed=0)), loader.examples(chosen, 0), loader.validation.examples(chosen, 0)
+    ):  # fmt: skip
+        levels = ((batch["image"] + 1.0) * 127.5).round()
+        assert torch.equal(batch["noise"].float(), levels)
+        assert batch["noise"].dtype == torch.float16
+    with raises(ConfigError, word="noise"):
+        ImageLoader(source, storage=storage, keys=("image", "noise"), **(settings | {"horizontal_flip": True}))
+    without = ImageLoader(source, storage=storage, keys=("image",), **settings)
+    assert without.examples(chosen, 0).keys() == {"image"}
+
+
+def test_noise_of_another_shape_than_the_images_is_refused(tmp_path: Path) -> None:
+    packed_noise(tmp_path)
+    for change in ({"shape": [3, 4, 8]}, {"is_noise": 1}):
+        content = json.loads((tmp_path / DESCRIPTION).read_text())
+        del content["sha256"]
+        content["latents"] |= change
+        (tmp_path / "changed").mkdir(exist_ok=True)
+        (tmp_path / "changed" / DESCRIPTION).write_text(json.dumps(sealed(content)))
+        with raises(DataError, word="damaged"):
+            Description.read(tmp_path / "changed" / DESCRIPTION)
 
 
 def test_a_directory_without_latents_has_the_former_format(tmp_path: Path) -> None:

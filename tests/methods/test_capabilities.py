@@ -14,6 +14,7 @@ from genimg.methods.capabilities import (
     Reconstructs,
     RegularisesLazily,
     SamplesNearby,
+    StartsFromNoise,
     StyleOptions,
     TakesConditions,
     Translates,
@@ -26,17 +27,23 @@ from genimg.methods.cut import CUT
 from genimg.methods.cyclegan import CycleGAN
 from genimg.methods.diffusion import Diffusion
 from genimg.methods.gan import GAN
+from genimg.methods.latent_diffusion import LatentDiffusion
 from genimg.methods.mean_flow import MeanFlow
 from genimg.methods.pix2pix import Pix2Pix
+from genimg.methods.reflow import Reflow
 from genimg.methods.restoration import Restoration
 from genimg.methods.vae import VAE
 from genimg.methods.vae_gan import VAEGAN
 from genimg.methods.vq_vae import VQVAE
 from genimg.methods.wae_rae import DeterministicAutoencoder
 
+_OF_DIFFUSION = {
+    Generates, StartsFromNoise, Exports, TakesConditions, SamplesNearby, HasLikelihood, Denoises, MeasuresData,
+    TranslatesLabels,
+}  # fmt: skip
 EXPECTED = {
     GAN: {Generates, Exports, TakesConditions, RegularisesLazily},
-    Diffusion: {Generates, Exports, TakesConditions, SamplesNearby, HasLikelihood, Denoises, MeasuresData, TranslatesLabels},
+    Diffusion: _OF_DIFFUSION, Reflow: _OF_DIFFUSION, LatentDiffusion: _OF_DIFFUSION - {StartsFromNoise, HasLikelihood},
     MeanFlow: {Generates, TakesConditions}, ConsistencyModel: {Generates, TakesConditions, MeasuresData},
     VAE: {Generates, Exports, TakesConditions, Reconstructs, SamplesNearby, HasLikelihood},
     VAEGAN: {Generates, Exports, TakesConditions, Reconstructs, SamplesNearby, HasLikelihood},

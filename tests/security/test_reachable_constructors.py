@@ -46,6 +46,7 @@ HARMLESS = {
     "genimg.methods.latent_space.FrozenAutoencoder.sha256",  # a record, compared with that of packed latents
     "genimg.methods.consistency.ConsistencyModel.path",
     "genimg.methods.latent_diffusion.LatentDiffusion.path",
+    "genimg.methods.reflow.Reflow.path",
     "genimg.diffusion.denoiser.Denoiser.path",  # a path from images to noise
     "genimg.diffusion.predictions.prediction_of.path",
     "genimg.diffusion.predictions.require_fitting_prediction.path",

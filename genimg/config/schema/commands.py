@@ -288,7 +288,21 @@ class Prepare:
         None,
         type="path | null",
     )
-    device: str = option("Device of the autoencoder", "auto", type=_DEVICE)
+    device: str = option("Device of the autoencoder, or of the model that generates pairs", "auto", type=_DEVICE)
+
+    pairs: str | None = option(
+        "Run directory or checkpoint of a diffusion or flow-matching model: instead of data, pack images that it generates, "
+        "each with its noise, for model=reflow; null: none",
+        None,
+        type="path | null",
+        heading="Pairs of noise and image",
+    )
+    num_images: int | None = option("Number of pairs", None)
+    seed: int | None = seed_option("Seed of the pairs; image i is the image i of genimg-sample; null: 0", None)
+    batch_size: int | None = option("Batch size of generation; null: 64", None)
+    sampling: dict[str, Any] = option(
+        "Sampling options of the model, such as sampling.steps=20; genimg-sample ckpt=RUN --help lists them", {}
+    )
     allow: list[str] = option(_ALLOW, [])
     traceback: bool = option(_TRACEBACK, False)
 

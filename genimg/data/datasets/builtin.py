@@ -47,7 +47,8 @@ class ImageDataset(ABC):
         task: Task that splits each image into source and target, if the images are pairs; None otherwise.
         validation: Held-out images of the same kind; None if there are none.
         fingerprint: Hexadecimal digest of everything that determines the images, without their labels; a cache key.
-        latent_key: Key of the images' latents in batches, which contains the digest of their autoencoder; None without latents.
+        latent_key: Key of the images' latents in batches, which contains the digest of their autoencoder, or ``noise`` for the
+            noise from which the images were generated; None without either.
     """
 
     name: str
@@ -102,7 +103,7 @@ class ImageDataset(ABC):
         return [self.caption(index) for index in indices.tolist()]
 
     def latents(self, indices: NDArray[np.int64]) -> NDArray[np.float16]:
-        """Return the latents of images, float16 [N, C, h, w], if there is a ``latent_key``."""
+        """Return the latents or the noise of images, float16 [N, C, h, w], if there is a ``latent_key``."""
         raise NotImplementedError
 
 
