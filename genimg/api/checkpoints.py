@@ -23,7 +23,7 @@ from genimg.data.facts import DataFacts
 from genimg.data.identity import identity_of, refused_differences, warned_differences
 from genimg.errors import CheckpointError, DataError
 from genimg.methods.base import Method
-from genimg.training import checkpoint, cpu, ema, posthoc_ema
+from genimg.training import checkpoint, cpu_layers, ema, posthoc_ema
 from genimg.utils.paths import expanded, run_directory_of
 from genimg.utils.type_hints import fits
 
@@ -183,7 +183,7 @@ class TrainedCheckpoint:
                 key="ckpt",
             ) from error
         if device.type == "cpu":
-            cpu.use_faster_layers(method)
+            cpu_layers.use_faster_layers(method)
         return method.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     def changed(self, config: Mapping[str, Any], builder: instantiate.Builder) -> TrainedCheckpoint:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from genimg.errors import ConfigError
 from genimg.methods.base import Method
-from genimg.training import cpu
+from genimg.training import cpu, cpu_layers
 from genimg.training.activation_checkpointing import recompute_blocks
 
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
@@ -29,7 +29,7 @@ class Performance:
         compile: Mode of torch.compile for every trained network, or False. ``reduce-overhead`` replays CUDA graphs.
             ``auto`` is resolved by a trial on a GPU (training/autotune.py) and is False elsewhere.
         activation_checkpointing: Whether to recompute blocks of networks in the backward pass to save memory.
-        cpu_optimizations: Whether to use faster implementations on a CPU (training/cpu.py).
+        cpu_optimizations: Whether to use faster implementations on a CPU (training/cpu.py, cpu_layers.py).
     """
 
     channels_last: bool | str
@@ -67,7 +67,7 @@ class Performance:
         method.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
         if self.cpu_optimizations and device.type == "cpu":
             cpu.keep_freed_memory()
-            cpu.use_faster_layers(method)
+            cpu_layers.use_faster_layers(method)
         if self.compile in _COMPILE_MODES:
             self.compile_networks(method)
         if self.activation_checkpointing and not sum(recompute_blocks(network) for network in _trained_networks(method)):
