@@ -27,9 +27,9 @@ from genimg.exporting.formats import open_onnx, traced, write_onnx
 from genimg.exporting.networks import exportable
 from genimg.exporting.parts import Choices, ExportedNetwork, SizeConstraints, prepared_for_export
 from genimg.methods.base import Method
-from genimg.methods.capabilities import StyleOptions
 from genimg.methods.conditional import ConditionalMethod
 from genimg.methods.export_spec import ExportSpec, Port, integer_port
+from genimg.methods.options import StyleOptions
 from genimg.methods.vq_vae import VQVAE
 from genimg.networks import unet
 from genimg.utils.paths import config_dir

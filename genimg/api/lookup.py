@@ -11,7 +11,8 @@ from genimg.errors import ConfigError, UserError
 from genimg.evaluation.extractors.base import sha256_of
 from genimg.inference.labels import find_label
 from genimg.methods.base import Method
-from genimg.methods.capabilities import Generates, OtherModel, TakesConditions
+from genimg.methods.capabilities import Generates, TakesConditions
+from genimg.methods.options import OtherModel
 from genimg.methods.sampling_options import Lookup
 
 

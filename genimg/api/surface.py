@@ -27,7 +27,8 @@ from genimg.evaluation.extractors.base import sha256_of
 from genimg.evaluation.image_sets import DatasetImages
 from genimg.evaluation.timed_images import TimedImages
 from genimg.methods.base import Method
-from genimg.methods.capabilities import Generates, OtherModel
+from genimg.methods.capabilities import Generates
+from genimg.methods.options import OtherModel
 from genimg.methods.sampling_options import sampling_options
 from genimg.reporting.surface import FILE, Point, Surface, as_csv, described, differing, read_surface, table
 from genimg.reporting.surface_chart import write_picture

@@ -18,7 +18,8 @@ from genimg.exporting.networks import exportable
 from genimg.exporting.parts import Choices, ExportedNetwork
 from genimg.exporting.snippet import snippet
 from genimg.exporting.writing import describe, describe_trials, write_checked
-from genimg.methods.capabilities import Generates, require_truncation
+from genimg.methods.capabilities import Generates
+from genimg.methods.options import require_truncation
 from genimg.training.device import Precision, choose_device
 from genimg.utils.files import check_writable, naming_full_disk
 from genimg.utils.mappings import flatten

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genimg.errors import UserError
 from genimg.evaluation.extractors.base import sha256_of
-from genimg.networks.lpips import LPIPSNetwork
+from genimg.losses.lpips import LPIPSNetwork
 from genimg.utils.machine_local import LocalPath
 
 _MAX_DECIBELS = 100.0  # for equal images, whose ratio would be infinite

@@ -13,7 +13,8 @@ from genimg.data.datasets.builtin import ImageDataset, digest
 from genimg.data.packed_files import Latents
 from genimg.data.packed_latents import LatentEncoder
 from genimg.inference.checks import require_finite
-from genimg.methods.capabilities import Generates, SamplingOptions, StartsFromNoise
+from genimg.methods.capabilities import Generates, StartsFromNoise
+from genimg.methods.options import SamplingOptions
 from genimg.types import Batch
 from genimg.utils.images import to_uint8
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genimg.inference.checks import require_finite
-from genimg.methods.capabilities import Generates, SamplesNearby, SamplingOptions
+from genimg.methods.capabilities import Generates, SamplesNearby
+from genimg.methods.options import SamplingOptions
 from genimg.types import Batch
 from genimg.utils.progress import showing_steps
 

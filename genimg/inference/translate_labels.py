@@ -22,7 +22,8 @@ from genimg.inference.labels import find_label
 from genimg.inference.reconstruct import pixel_format
 from genimg.inference.translate import ImageTranslator, MemoryFullError, run
 from genimg.methods.base import Method
-from genimg.methods.capabilities import Generates, SamplingOptions, Translates, TranslatesLabels
+from genimg.methods.capabilities import Generates, Translates, TranslatesLabels
+from genimg.methods.options import SamplingOptions
 from genimg.methods.sampling_options import sampling_options
 from genimg.types import Batch
 from genimg.utils.images import to_float, to_uint8

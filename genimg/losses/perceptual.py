@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import vgg16
 
 from genimg.errors import ConfigError, first_line
-from genimg.networks.lpips import LPIPSNetwork
+from genimg.losses.lpips import LPIPSNetwork
 from genimg.schedules import Number, Scheduled, is_positive, shown
 from genimg.utils.machine_local import LocalPath
 

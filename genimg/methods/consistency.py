@@ -18,10 +18,10 @@ from genimg.diffusion.times import Times
 from genimg.errors import ConfigError
 from genimg.losses.few_steps import ConsistencyLoss
 from genimg.methods.base import Update, require_shape
-from genimg.methods.capabilities import SamplingOptions, setting
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.diffusion_training import require_usual
 from genimg.methods.modes import eval_mode
+from genimg.methods.options import SamplingOptions, setting
 from genimg.types import Batch, Metrics, Microbatches, Progress, height_width
 from genimg.utils.durations import NumImages
 from genimg.utils.rng import Stream, keys_of, mixed_keys, normal_latents, random_state, set_random_state

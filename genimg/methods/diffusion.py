@@ -26,7 +26,6 @@ from genimg.diffusion.times import Times
 from genimg.errors import ConfigError
 from genimg.losses.denoising import DenoisingLoss
 from genimg.methods.base import Update, require_shape
-from genimg.methods.capabilities import OtherModel
 from genimg.methods.conditional import ConditionalMethod, condition_ports, exported_condition, shared_encoder
 from genimg.methods.diffusion_guidance import check_negative, negative_condition, plain_estimate
 from genimg.methods.diffusion_options import DiffusionOptions
@@ -35,6 +34,7 @@ from genimg.methods.diffusion_training import DenoisingObjective, require_usual
 from genimg.methods.export_spec import ExportSpec, Port
 from genimg.methods.labelled_augment import LabelledAugment
 from genimg.methods.modes import eval_mode
+from genimg.methods.options import OtherModel
 from genimg.networks.magnitude_preserving_unet import NormalisedLayer, Uncertainty
 from genimg.types import Batch, Metrics, Microbatches, Progress, height_width
 from genimg.utils.rng import Stream, keys_of, mixed_keys, normal_latents, subkeys, uniform_numbers

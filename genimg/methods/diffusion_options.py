@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from genimg.diffusion.samplers import SAMPLERS, VARIANCES, num_evaluations
-from genimg.methods.capabilities import OtherModel, SamplingOptions, setting
+from genimg.methods.options import OtherModel, SamplingOptions, setting
 
 _OWN = {
     "eta": "ddim", "variance": "ancestral", "churn": "heun", "churn_noise": "heun", "churn_from": "heun", "churn_until": "heun"

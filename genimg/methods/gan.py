@@ -26,12 +26,12 @@ from genimg.losses.penalties import (
     WeightClipping,
 )
 from genimg.methods.base import Update, errors_of, require_latent_dim, require_shape
-from genimg.methods.capabilities import LatentOptions, StyleOptions
 from genimg.methods.conditional import ConditionalMethod, condition_ports, exported_condition, shared_encoder
 from genimg.methods.discriminator_augment import AdaptiveAugment, Augment
 from genimg.methods.export_spec import ExportSpec, Port
 from genimg.methods.latent import Latent
 from genimg.methods.modes import eval_mode, take_standing_statistics
+from genimg.methods.options import LatentOptions, StyleOptions
 from genimg.networks.conditioning import conditional
 from genimg.networks.discriminator import DiscriminatorOutput, as_discriminator_output
 from genimg.networks.style_based import StyleBased

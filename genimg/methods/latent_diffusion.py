@@ -13,11 +13,11 @@ from genimg.diffusion.paths import Path
 from genimg.diffusion.times import Times
 from genimg.errors import ConfigError
 from genimg.losses.denoising import DenoisingLoss
-from genimg.methods.capabilities import OtherModel
 from genimg.methods.diffusion import Diffusion
 from genimg.methods.diffusion_options import DiffusionOptions
 from genimg.methods.export_spec import ExportSpec
 from genimg.methods.latent_space import FrozenAutoencoder
+from genimg.methods.options import OtherModel
 from genimg.types import Batch, height_width
 
 _ENCODED_AT_ONCE = 64  # images, when the statistics are measured

@@ -16,10 +16,10 @@ from genimg.diffusion.time_pairs import LogitNormalPairs, TimePair
 from genimg.errors import ConfigError
 from genimg.losses.few_steps import AdaptiveLoss
 from genimg.methods.base import Update, require_shape
-from genimg.methods.capabilities import SamplingOptions, setting
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.diffusion_training import require_usual
 from genimg.methods.modes import eval_mode
+from genimg.methods.options import SamplingOptions, setting
 from genimg.networks.directional_derivative import directional_derivative
 from genimg.types import Batch, Metrics, Microbatches, Progress, height_width
 from genimg.utils.rng import mixed_keys, normal_latents, uniform_numbers

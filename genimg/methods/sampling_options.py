@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genimg.errors import ConfigError
-from genimg.methods.capabilities import Generates, OtherModel, SamplingOptions, TakesConditions, TranslatesRandomly
+from genimg.methods.capabilities import Generates, TakesConditions, TranslatesRandomly
+from genimg.methods.options import OtherModel, SamplingOptions
 from genimg.utils.rng import Stream, keys_of
 from genimg.utils.type_hints import as_written, describe_hint, fits, type_hints
 from genimg.utils.words import nearest

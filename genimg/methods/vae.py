@@ -17,12 +17,12 @@ from genimg.errors import ConfigError
 from genimg.losses.elbo import Bound, Inference, gaussian_kl, gaussian_log_density, importance_bound
 from genimg.losses.perceptual import PerceptualLoss
 from genimg.methods.base import Update, require_latent_dim, require_shape
-from genimg.methods.capabilities import LatentOptions
 from genimg.methods.conditional import ConditionalMethod, condition_ports, exported_condition, shared_encoder
 from genimg.methods.export_spec import NORMAL, ExportSpec, normal_port
 from genimg.methods.latent import truncate
 from genimg.methods.latent_pictures import LatentScatter, activity_bars, interpolations, map_of_two, traversals
 from genimg.methods.modes import eval_mode
+from genimg.methods.options import LatentOptions
 from genimg.networks.conditioning import conditional
 from genimg.networks.stochastic_layers import StochasticLayer, bounded
 from genimg.types import Batch, Metrics, Microbatches, PixelLikelihood, Progress

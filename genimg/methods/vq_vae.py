@@ -15,11 +15,11 @@ from genimg.diffusion.noise import KEPT
 from genimg.errors import ConfigError
 from genimg.losses.reconstruction import ReconstructionLoss
 from genimg.methods.base import Update, errors_of
-from genimg.methods.capabilities import CodeOptions
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.export_spec import ExportSpec, integer_port
 from genimg.methods.latent_space import CodeSpace
 from genimg.methods.modes import eval_mode
+from genimg.methods.options import CodeOptions
 from genimg.networks.code_transformer import CodeTransformer
 from genimg.networks.pixel_cnn import PixelCNN
 from genimg.networks.vector_quantizer import Usage, VectorQuantizer, perplexity, straight_through

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from genimg.errors import ConfigError
 from genimg.losses.regularised_autoencoder import AutoencoderLoss
 from genimg.methods.base import Update, require_latent_dim, require_shape
-from genimg.methods.capabilities import LatentOptions
 from genimg.methods.conditional import ConditionalMethod, condition_ports, exported_condition, shared_encoder
 from genimg.methods.export_spec import ExportSpec, Port, normal_port
 from genimg.methods.latent_density import ExportedMixture, LatentDensity
 from genimg.methods.latent_pictures import interpolations
 from genimg.methods.modes import eval_mode
+from genimg.methods.options import LatentOptions
 from genimg.networks.conditioning import conditional
 from genimg.networks.layers import spectral_normalise
 from genimg.types import Batch, Metrics, Microbatches, Progress

@@ -29,8 +29,8 @@ from genimg.errors import CheckpointError, ConfigError, DataError
 from genimg.inference.conditions import find_conditions
 from genimg.inference.sample_files import Archive
 from genimg.methods.base import Method
-from genimg.methods.capabilities import StyleOptions
 from genimg.methods.latent import Latent, Normal, Truncated, Uniform
+from genimg.methods.options import StyleOptions
 from genimg.methods.vae import VAE
 from genimg.training import checkpoint
 from genimg.utils.images import to_uint8

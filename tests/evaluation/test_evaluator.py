@@ -34,7 +34,7 @@ from genimg.evaluation.metrics import (
 from genimg.evaluation.names import short_count
 from genimg.evaluation.stats_cache import SavedStatistics
 from genimg.methods.base import Method
-from genimg.methods.capabilities import NoOptions
+from genimg.methods.options import NoOptions
 from genimg.utils.environment import versions
 from genimg.utils.images import to_float, to_uint8
 from genimg.utils.rng import normal_latents

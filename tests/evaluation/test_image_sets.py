@@ -19,7 +19,7 @@ from genimg.evaluation.image_sets import (
     Subset,
 )
 from genimg.methods.base import Method
-from genimg.methods.capabilities import NoOptions
+from genimg.methods.options import NoOptions
 from genimg.utils.rng import normal_latents
 
 CPU = torch.device("cpu")

@@ -27,8 +27,8 @@ from genimg.evaluation.feature_extraction import EvaluationInterruptedError
 from genimg.evaluation.image_sets import NonFiniteImagesError
 from genimg.evaluation.translation import PairedEvaluator, UnpairedEvaluator
 from genimg.evaluation.translation_base import TranslationEvaluator
-from genimg.methods.capabilities import SamplingOptions, setting
 from genimg.methods.image_to_image import Translation
+from genimg.methods.options import SamplingOptions, setting
 from genimg.training.evaluation_schedule import EvaluationSchedule, ScheduledEvaluator
 from genimg.utils.durations import NumImages
 from genimg.utils.rng import normal_numbers

@@ -14,7 +14,7 @@ from genimg.inference.checks import require_finite
 from genimg.inference.conditions import Condition, require_condition, require_one
 from genimg.inference.interpolation import Loop
 from genimg.inference.tiling import check_tiles
-from genimg.methods.capabilities import LatentOptions, StyleOptions
+from genimg.methods.options import LatentOptions, StyleOptions
 from genimg.methods.sampling_options import listed, sampling_options
 
 

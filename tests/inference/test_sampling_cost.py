@@ -14,7 +14,7 @@ from genimg.inference.conditions import Condition
 from genimg.inference.sample import Sampler
 from genimg.inference.sample_files import PngFolder
 from genimg.inference.sample_grid import write_samples
-from genimg.methods.capabilities import SamplingOptions, setting
+from genimg.methods.options import SamplingOptions, setting
 from genimg.types import Batch
 
 

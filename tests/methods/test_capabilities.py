@@ -4,7 +4,6 @@ import tiny
 from genimg.methods.base import Method
 from genimg.methods.capabilities import (
     CAPABILITIES,
-    CodeOptions,
     Denoises,
     Exports,
     Generates,
@@ -15,7 +14,6 @@ from genimg.methods.capabilities import (
     RegularisesLazily,
     SamplesNearby,
     StartsFromNoise,
-    StyleOptions,
     TakesConditions,
     Translates,
     TranslatesLabels,
@@ -29,6 +27,7 @@ from genimg.methods.diffusion import Diffusion
 from genimg.methods.gan import GAN
 from genimg.methods.latent_diffusion import LatentDiffusion
 from genimg.methods.mean_flow import MeanFlow
+from genimg.methods.options import CodeOptions, StyleOptions
 from genimg.methods.pix2pix import Pix2Pix
 from genimg.methods.reflow import Reflow
 from genimg.methods.restoration import Restoration

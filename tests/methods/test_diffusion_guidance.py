@@ -11,9 +11,9 @@ from test_diffusion import Denoiser, build
 from genimg.data.captions import encode
 from genimg.diffusion.paths import StraightLine, VarianceExploding, VariancePreserving
 from genimg.errors import ConfigError
-from genimg.methods.capabilities import OtherModel
 from genimg.methods.diffusion import Diffusion
 from genimg.methods.diffusion_options import DiffusionOptions
+from genimg.methods.options import OtherModel
 from genimg.methods.sampling_options import Lookup, described, looked_up, sampling_options
 from genimg.networks.text import TextEncoder
 from genimg.types import Batch

@@ -6,19 +6,11 @@ from torch import nn
 
 from genimg.diffusion.times import LogNormalSigma, Uniform
 from genimg.errors import ConfigError
-from genimg.methods.capabilities import (
-    Denoises,
-    Exports,
-    Generates,
-    HasLikelihood,
-    MeasuresData,
-    OtherModel,
-    SamplesNearby,
-    offers,
-)
+from genimg.methods.capabilities import Denoises, Exports, Generates, HasLikelihood, MeasuresData, SamplesNearby, offers
 from genimg.methods.diffusion_options import DiffusionOptions
 from genimg.methods.latent_diffusion import LatentDiffusion
 from genimg.methods.latent_space import CodeSpace, FrozenAutoencoder, KLSpace
+from genimg.methods.options import OtherModel
 from genimg.networks.conditioning import OneHot, Unconditional
 from genimg.networks.vector_quantizer import VectorQuantizer
 from genimg.training.ema import Exponential, WeightAverage

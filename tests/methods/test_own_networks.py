@@ -14,8 +14,8 @@ from genimg.losses.elbo import ELBO
 from genimg.losses.likelihoods import Gaussian
 from genimg.losses.penalties import R1
 from genimg.losses.reconstruction import ReconstructionLoss
-from genimg.methods.capabilities import LatentOptions
 from genimg.methods.gan import GAN
+from genimg.methods.options import LatentOptions
 from genimg.methods.pix2pix import Pix2Pix
 from genimg.methods.restoration import Restoration
 from genimg.methods.vae import VAE

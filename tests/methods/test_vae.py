@@ -12,8 +12,8 @@ from genimg.errors import ConfigError
 from genimg.losses.elbo import ELBO, Bound, ImportanceWeighted
 from genimg.losses.likelihoods import Bernoulli, DiscretisedLogisticMixture, Gaussian, GaussianPerPixel, Likelihood
 from genimg.methods import vae as module
-from genimg.methods.capabilities import LatentOptions
 from genimg.methods.latent import truncate
+from genimg.methods.options import LatentOptions
 from genimg.methods.vae import VAE
 from genimg.networks.conditioning import ConditionEncoder, OneHot, Unconditional
 from genimg.networks.conv_autoencoder import Decoder, Encoder

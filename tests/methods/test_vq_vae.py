@@ -9,7 +9,8 @@ from torch import nn
 
 from genimg.errors import ConfigError
 from genimg.losses.reconstruction import ReconstructionLoss
-from genimg.methods.capabilities import CodeOptions, SamplesNearby
+from genimg.methods.capabilities import SamplesNearby
+from genimg.methods.options import CodeOptions
 from genimg.methods.vq_vae import VQVAE
 from genimg.networks.conditioning import ConditionEncoder, OneHot, Unconditional
 from genimg.networks.pixel_cnn import PixelCNN

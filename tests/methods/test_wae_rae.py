@@ -13,7 +13,7 @@ from genimg.errors import ConfigError
 from genimg.losses.likelihoods import Bernoulli, Gaussian
 from genimg.losses.mmd import MMDLoss, unbiased_mmd
 from genimg.losses.regularised_autoencoder import RegularisedLoss
-from genimg.methods.capabilities import LatentOptions
+from genimg.methods.options import LatentOptions
 from genimg.methods.wae_rae import DeterministicAutoencoder
 from genimg.networks.conditioning import OneHot, Unconditional
 from genimg.networks.conv_autoencoder import Decoder, Encoder

@@ -11,9 +11,9 @@ from scipy import stats
 from torch import nn
 from torch.func import functional_call
 
-from genimg.methods.capabilities import LatentOptions, StyleOptions
 from genimg.methods.gan import GAN
 from genimg.methods.latent import Normal
+from genimg.methods.options import LatentOptions, StyleOptions
 from genimg.networks import stylegan2
 from genimg.networks.conditioning import OneHot, Unconditional
 from genimg.networks.stylegan2 import Discriminator, Generator

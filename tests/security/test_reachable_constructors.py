@@ -172,7 +172,7 @@ def test_all_that_opens_files_belongs_to_one_group() -> None:
         assert name in {
             "genimg.losses.perceptual.LPIPSLoss",
             "genimg.losses.perceptual.Perceptual",
-            "genimg.networks.lpips.LPIPSNetwork",
+            "genimg.losses.lpips.LPIPSNetwork",
             "genimg.networks.text.ClipText",
             "genimg.evaluation.image_metrics.LPIPS",
         }

@@ -33,7 +33,7 @@ from genimg.evaluation.metrics import (
     PrecisionRecall,
 )
 from genimg.methods.base import Method
-from genimg.methods.capabilities import NoOptions
+from genimg.methods.options import NoOptions
 from genimg.utils import distributed
 from genimg.utils.distributed import (
     AnotherProcessError,
