@@ -6,7 +6,6 @@ from image to noise, in what the network predicts, and in the noise levels that 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,9 +26,10 @@ from genimg.errors import ConfigError
 from genimg.losses.denoising import DenoisingLoss
 from genimg.methods.base import Update, require_shape
 from genimg.methods.conditional import ConditionalMethod, condition_ports, exported_condition, shared_encoder
+from genimg.methods.diffusion_export import denoiser_spec
 from genimg.methods.diffusion_guidance import check_negative, negative_condition, plain_estimate
 from genimg.methods.diffusion_options import DiffusionOptions
-from genimg.methods.diffusion_sampling import check_options, generate, quick, spacing_of
+from genimg.methods.diffusion_sampling import check_options, generate, quick
 from genimg.methods.diffusion_training import DenoisingObjective, require_usual
 from genimg.methods.export_spec import ExportSpec, Port
 from genimg.methods.labelled_augment import LabelledAugment
@@ -289,40 +289,16 @@ class Diffusion(ConditionalMethod):
 
     def export_spec(self, truncation: float | None) -> ExportSpec:
         """Export one evaluation of the denoiser; the steps of the default sampler are part of the record."""
-        options = self.sampling_options
-        grid = self.path.grid(options.steps, spacing_of(options, self.path))
-        times = torch.tensor(grid, dtype=torch.float64)
-        path = copy.deepcopy(self.path).cpu()
-
-        def some_times(shape: list[int], *, generator: torch.Generator) -> Tensor:
-            return times[torch.randint(options.steps, shape, generator=generator)].float()
 
         def images(parts: Any, batch: Batch) -> Tensor:
             condition = exported_condition(batch, batch["time"][:, None])
             return parts.denoiser.estimate(batch["noisy"], batch["time"], condition)
 
-        return ExportSpec(
-            name="network",
-            parts={"denoiser": self.denoiser},
-            inputs=(
-                Port("noisy", torch.float32, ("batch", *self.shape), "scale * image + sigma * noise", torch.randn),
-                Port("time", torch.float32, ("batch",), f"times from {self.path.end:g}, noise alone, to 0", some_times),
-                *condition_ports(self.denoiser.network),
-            ),
-            forward=images,
-            reference=lambda batch: images(self, batch),
-            settings={
-                "sampling": vars(options),
-                "times": grid,
-                "scale": path.scale(times).tolist(),
-                "sigma": path.sigma(times).tolist(),
-            },
-            remarks=(
-                "it estimates the clean image from a noisy one, without guidance; the record holds the times, scales and "
-                "sigmas of the default sampler's steps (docs/diffusion.md shows the loop)",
-            ),
-            is_limited=False,
-        )
+        state = Port("noisy", torch.float32, ("batch", *self.shape), "scale * image + sigma * noise", torch.randn)
+        return denoiser_spec(
+            self, self.sampling_options, images, state, *condition_ports(self.denoiser.network),
+            what="the clean image from a noisy one, without guidance",
+        )  # fmt: skip
 
     # Previews
 

@@ -6,7 +6,6 @@ Saharia et al. 2022 (Palette, SR3): the network sees the source beside the noisy
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -24,8 +23,9 @@ from genimg.diffusion.times import Times
 from genimg.errors import ConfigError
 from genimg.losses.denoising import DenoisingLoss
 from genimg.methods.base import Update, require_shape
+from genimg.methods.diffusion_export import denoiser_spec
 from genimg.methods.diffusion_options import DiffusionOptions
-from genimg.methods.diffusion_sampling import check_options, generate, quick, spacing_of
+from genimg.methods.diffusion_sampling import check_options, generate, quick
 from genimg.methods.diffusion_training import DenoisingObjective, require_usual
 from genimg.methods.export_spec import ExportSpec, Port
 from genimg.methods.image_to_image import Translation, in_blocks, side_by_side
@@ -166,15 +166,8 @@ class DiffusionTranslation(Translation):
 
     def export_spec(self, truncation: float | None) -> ExportSpec:
         """Export one evaluation of the denoiser; the steps of the default sampler are part of the record."""
-        options, task, channels = self.sampling_options, self.task, self.target_channels
-        grid = self.path.grid(options.steps, spacing_of(options, self.path))
-        times = torch.tensor(grid, dtype=torch.float64)
-        path = copy.deepcopy(self.path).cpu()
-        bridges = isinstance(path, Bridge)
-        given = partial(_source_of, task=task, channels=channels, appends=self._appends, bridges=bridges)
-
-        def some_times(shape: list[int], *, generator: torch.Generator) -> Tensor:
-            return times[torch.randint(options.steps, shape, generator=generator)].float()
+        channels, bridges = self.target_channels, isinstance(self.path, Bridge)
+        given = partial(_source_of, task=self.task, channels=channels, appends=self._appends, bridges=bridges)
 
         def images(parts: Any, batch: Batch) -> Tensor:
             source, noisy = given(batch["source"]), batch["noisy"]
@@ -183,28 +176,12 @@ class DiffusionTranslation(Translation):
             return parts.denoiser.estimate(noisy - end, batch["time"], condition, source=source) + end
 
         state = "scale * target + (1 - scale) * source + sigma * noise" if bridges else "scale * target + sigma * noise"
-        return ExportSpec(
-            name="network",
-            parts={"denoiser": self.denoiser},
-            inputs=(
-                Port("noisy", torch.float32, ("batch", channels, *self.size), state, torch.randn),
-                Port("time", torch.float32, ("batch",), f"times from {self.path.end:g} to 0, the image", some_times),
-                Port("source", torch.float32, ("batch", self.source_channels, *self.size), "in [-1, 1]", _uniform),
-            ),
-            forward=images,
-            reference=lambda batch: images(self, batch),
-            settings={
-                "sampling": vars(options),
-                "times": grid,
-                "scale": path.scale(times).tolist(),
-                "sigma": path.sigma(times).tolist(),
-            },
-            remarks=(
-                "it estimates the clean target from a noisy one and the source; the record holds the times, scales and sigmas "
-                "of the default sampler's steps (docs/diffusion.md shows the loop)",
-            ),
-            is_limited=False,
-        )
+        return denoiser_spec(
+            self, self.sampling_options, images,
+            Port("noisy", torch.float32, ("batch", channels, *self.size), state, torch.randn),
+            Port("source", torch.float32, ("batch", self.source_channels, *self.size), "in [-1, 1]", _uniform),
+            what="the clean target from a noisy one and the source",
+        )  # fmt: skip
 
     # Previews
 
