@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,11 @@ import tiny
 import torch
 from command_table import options, run, succeed, walk
 
+import genimg
+from genimg.config.compose import compose
 from genimg.data.datasets.prepared import prepared
 from genimg.utils.digests import digest_of
+from genimg.utils.images import to_uint8
 from genimg.utils.rng import normal_latents
 
 COMMON = [
@@ -49,18 +53,20 @@ def home(trained: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", FLOWS)
-def test_pairs_are_the_images_of_genimg_sample_with_their_noise(name: str, home: Path) -> None:
-    succeed([["sample", f"ckpt={name}", "device=cpu", "num_images=10", "steps=3", "seed=3", "output=made.npz"]], home)
+def test_pairs_are_images_of_the_model_with_their_noise_and_not_those_of_samples(name: str, home: Path) -> None:
     source = prepared(root=str(home / f"pairs_{name}"), image_size=16, channels=3)
     indices = np.arange(10)
-    made = np.load(home / "made.npz")
-    assert np.array_equal(source.read_many(indices), made["arr_0"].transpose(0, 3, 1, 2))
+    method: Any = genimg.load(home / name, device="cpu").method
+    drawn = method.draw(range(2**32, 2**32 + 10), 3)
+    made = to_uint8(method.sample(drawn, method.sampling_options.replaced(steps=3)))
+    assert np.array_equal(source.read_many(indices), made.numpy())
     assert source.latent_key == "noise"
-    expected = normal_latents(3, indices.tolist(), 768).view(10, 3, 16, 16).half()
+    expected = normal_latents(3, range(2**32, 2**32 + 10), 768).view(10, 3, 16, 16).half()
     assert np.array_equal(source.latents(indices), expected.numpy())
+    assert not np.isin(expected.numpy(), normal_latents(3, range(10), 768).half().numpy()).all(axis=(1, 2, 3)).any()
     if name == "labels":
         assert source.labels is not None
-        assert np.array_equal(source.labels, made["labels"])
+        assert np.array_equal(source.labels, drawn["label"].numpy())
         assert source.class_names == ("circle", "square", "triangle", "cross", "ring")
     assert source.captioned == (name == "captions")
     if name == "captions":
@@ -190,3 +196,9 @@ def test_the_larger_model_and_the_experiment_take_two_steps(home: Path) -> None:
         ["train", "experiment=reflow_mnist", *small, "data.channels=3", "init_from=flow", "run_dir=run"],
     ], home)  # fmt: skip
     assert (home / "run/checkpoints/last.pt").is_file()
+
+
+@pytest.mark.parametrize("name", ["flow", "flow_small"])
+def test_the_network_is_that_of_the_flow_whose_weights_it_starts_from(name: str) -> None:
+    flow, reflow = (compose([f"model={each}"], "train").config.model.network for each in (name, f"re{name}"))
+    assert reflow == flow

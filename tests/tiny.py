@@ -20,7 +20,7 @@ from genimg.data.datasets.builtin import ArrayDataset, ImageDataset
 from genimg.data.facts import DataFacts
 from genimg.data.loader import ImageLoader
 from genimg.data.packed_files import Latents
-from genimg.data.packed_latents import LatentEncoder
+from genimg.data.packed_latents import LatentSource
 from genimg.data.packing import pack
 from genimg.losses.adversarial import AdversarialLoss, cross_entropy_discriminator_loss, nonsaturating_generator_loss
 from genimg.methods.base import Method
@@ -208,10 +208,10 @@ def packed_pairs(folder: Path, count: int = 16, size: int = 16) -> None:
     """Noise images with the noise that they come from, as genimg-prepare packs them."""
     shape, numbers = (3, size, size), np.random.default_rng(0)
     noise = numbers.standard_normal((count, *shape)).astype(np.float16)
-    encoder = LatentEncoder(lambda images, indices: noise[indices], Latents(shape, "0", "run", is_noise=True))
+    encoder = LatentSource(lambda images, indices: noise[indices], Latents(shape, "0", "run", is_noise=True))
     images = ArrayDataset("noise", (noise * 40.0 + 128.0).clip(0, 255).astype(np.uint8))
     folder.mkdir(parents=True, exist_ok=True)
-    pack(images, folder, shard_size=10**6, num_threads=1, max_corrupt=None, provenance={}, encoder=encoder)
+    pack(images, folder, shard_size=10**6, num_threads=1, max_corrupt=None, provenance={}, latent_source=encoder)
 
 
 def model_of(experiment: str) -> str | None:

@@ -38,11 +38,14 @@ def pairs_of(
         ConfigError: If the model does not generate images from noise of their shape, or sampling adds randomness.
     """
     checkpoint = TrainedCheckpoint.open(given, allow=allow, key="pairs")
-    method = checkpoint.method(device)
+    try:
+        method = checkpoint.method(device)
+    except UserError as error:
+        raise type(error)(error.problem, error.fix, key="pairs") from error
     if not (isinstance(method, Generates) and isinstance(method, StartsFromNoise)):
         raise ConfigError(
-            f"pairs={given} holds a {type(method).__name__}, which does not generate images from noise of the images' shape",
-            "give a run of a diffusion or flow-matching model of pixels, such as model=flow",
+            f"pairs={given} holds a {type(method).__name__}, whose images no ODE generates from noise of their shape",
+            "give a run of model=flow, flow_small, diffusion, diffusion_small, ddpm or edm2",
             key="pairs",
         )
     try:

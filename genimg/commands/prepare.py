@@ -25,7 +25,7 @@ from genimg.config.options import read_options
 from genimg.config.schema.commands import Prepare
 from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.packed_files import Description, Latents
-from genimg.data.packed_latents import LatentEncoder
+from genimg.data.packed_latents import LatentSource
 from genimg.data.packing import CORRUPT, image_bytes, pack
 from genimg.errors import ConfigError, DataError
 from genimg.training.device import choose_device
@@ -48,14 +48,14 @@ class _Work:
 
     Attributes:
         source: The images.
-        encoder: Source of their latents or noise; None for neither.
+        latent_source: Source of their latents or noise; None for neither.
         provenance: Further information about their origin, as primitives.
-        num_threads: Number of threads that read them; None for one per core.
+        num_threads: Number of threads that read them; None for one per core, 0 for the calling thread.
         batch_size: Number of images that are read at once; None for the default.
     """
 
     source: ImageDataset
-    encoder: LatentEncoder | None
+    latent_source: LatentSource | None
     provenance: dict[str, Any]
     num_threads: int | None
     batch_size: int | None = None
@@ -69,13 +69,13 @@ def prepare(composed: DictConfig) -> None:
     output = expanded("output", options.output).resolve()
     check_output_directory(output)
     work = _of_model(options) if makes_pairs else _of_data(options, groups)
-    source, encoder = work.source, work.encoder
+    source, latents = work.source, work.latent_source
     if options.shard_size < image_bytes(source):
         raise ConfigError(
             f"shard_size={options.shard_size} bytes is too small, because one image takes {image_bytes(source)}: set it so "
             "that a file holds thousands of images"
         )
-    needed = len(source) * (image_bytes(source) + (0 if encoder is None else 2 * math.prod(encoder.latents.shape)))
+    needed = len(source) * (image_bytes(source) + (0 if latents is None else 2 * math.prod(latents.latents.shape)))
     _check_space(output, needed, source)
     start = time.monotonic()
     full = naming_full_disk(f"{_space(output, needed, source)}, and its disk became full")
@@ -87,7 +87,7 @@ def prepare(composed: DictConfig) -> None:
             num_threads=work.num_threads,
             max_corrupt=options.max_corrupt,
             provenance=work.provenance,
-            encoder=encoder,
+            latent_source=latents,
             batch_size=work.batch_size,
         )
     _report(output, description, num_corrupt, time.monotonic() - start)
@@ -120,7 +120,7 @@ def _of_model(options: Prepare) -> _Work:
     source, origin = pairs_of(
         str(options.pairs), options.num_images, options.seed or 0, options.sampling, device, tuple(options.allow)
     )
-    return _Work(source, source.encoder(), origin, 1, batch_size)
+    return _Work(source, source.noise_source(), origin, 0, batch_size)
 
 
 def _of_data(options: Prepare, groups: Mapping[str, Any]) -> _Work:
@@ -139,7 +139,7 @@ def _of_data(options: Prepare, groups: Mapping[str, Any]) -> _Work:
     return _Work(source, encoder, {"fit": data.get("fit")}, None if num_threads == "auto" else num_threads)
 
 
-def _encoder(options: Prepare, source: ImageDataset) -> LatentEncoder:
+def _encoder(options: Prepare, source: ImageDataset) -> LatentSource:
     """Return the encoder of the autoencoder that the options name.
 
     Raises:
@@ -158,7 +158,7 @@ def _encoder(options: Prepare, source: ImageDataset) -> LatentEncoder:
             raise DataError(f"autoencoder={options.autoencoder} produces latents outside the range of float16: train it longer")
         return latents
 
-    return LatentEncoder(encode, Latents(autoencoder.latent_shape, autoencoder.sha256, autoencoder.run))
+    return LatentSource(encode, Latents(autoencoder.latent_shape, autoencoder.sha256, autoencoder.run))
 
 
 def _check(options: Prepare) -> None:

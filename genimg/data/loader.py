@@ -112,7 +112,7 @@ class ImageLoader:
         )  # fmt: skip
         cores = max(1, num_cores() // processes_of_this_host())
         self.num_workers = min(cores, 8) if num_workers == "auto" else int(num_workers)
-        self.storage = _choose_storage(source, device) if storage == "auto" else storage
+        self.storage = _choose_storage(source, device, self._latent_key is not None) if storage == "auto" else storage
         self._corruption = Corruption(max_corrupt)
         self._replaced: dict[int, int] = {}  # index of a corrupt image -> index of its replacement
         self._resident: Tensor | None = None
@@ -125,8 +125,6 @@ class ImageLoader:
             self.caption_length = caption_length(texts)
             if self.storage != "workers":
                 self._annotations["caption"] = encode(texts, self.caption_length)
-        if self._latent_key is not None and self.storage != "workers":
-            self._annotations[self._latent_key] = torch.from_numpy(source.latents(np.arange(len(source), dtype=np.int64)))
 
     def batches(self, position: int, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """Yield this rank's share of every batch, without end.
@@ -193,6 +191,9 @@ class ImageLoader:
             self.validation.load()
         if self.storage == "workers" or self._resident is not None:
             return
+        if self._latent_key is not None:
+            latents = self.source.latents(np.arange(len(self.source), dtype=np.int64))
+            self._annotations[self._latent_key] = torch.from_numpy(latents)
         images = torch.from_numpy(self._decode_all())
         self._resident = images.to(self.device) if self.storage == "device" else images
 
@@ -364,8 +365,9 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _choose_storage(source: ImageDataset, device: torch.device) -> str:
-    size = len(source) * int(np.prod(source.shape))
+def _choose_storage(source: ImageDataset, device: torch.device, has_latents: bool) -> str:
+    first = source.latents(np.zeros(1, dtype=np.int64)).nbytes if has_latents else 0
+    size = len(source) * (int(np.prod(source.shape)) + first)
     source = source.whole if isinstance(source, Subset) else source  # its pixels have the same storage
     if not isinstance(source, ArrayDataset | PreparedDataset) and size > _RESIDENT_BYTES:
         return "workers"

@@ -112,18 +112,21 @@ class Description:
         """Whether damage to the images, labels and captions can be detected."""
         return bool(self.digests)
 
+    @property
+    def format(self) -> int:
+        """Version of the format that this content needs."""
+        if self.latents is None:
+            return FORMAT
+        return WITH_NOISE if self.latents.is_noise else WITH_LATENTS
+
     def write(self, folder: Path) -> None:
         """Write ``dataset.json`` with its own digest."""
         content = asdict(self)
-        version = WITH_LATENTS
         if self.latents is None:
             del content["latents"]
-            version = FORMAT
-        elif self.latents.is_noise:
-            version = WITH_NOISE
-        else:
+        elif not self.latents.is_noise:
             del content["latents"]["is_noise"]  # as in directories of older versions
-        content = sealed({"format": version, **content})
+        content = sealed({"format": self.format, **content})
         (folder / DESCRIPTION).write_text(json.dumps(content, indent=2) + "\n", encoding="ascii")
 
     @classmethod
@@ -140,8 +143,13 @@ class Description:
                 seal = content.pop(_SEAL)
                 if seal != sealed({"format": version, **content})[_SEAL]:
                     raise ValueError("its content has changed")
-                return cls._checked(content)
+                description = cls._checked(content)
+                if description.format != version:
+                    raise ValueError(f"its content has format {description.format}, not {version}")
+                return description
             if version == WITHOUT_CHECKSUMS:
+                if "latents" in content:
+                    raise ValueError("this format has no latents")
                 return cls._checked({"digests": {}, **content}, with_checksums=False)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             reason = f"{type(error).__name__}: {error}"

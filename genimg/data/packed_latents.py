@@ -22,16 +22,16 @@ LATENTS = "latents.npy"
 
 
 @dataclass(frozen=True)
-class LatentEncoder:
-    """Source of the latents of images.
+class LatentSource:
+    """Source of the latents of images: an encoder, which needs the images, or noise, which their indices determine.
 
     Attributes:
-        encode: Function from uint8 images [N, C', H, W] and their indices in the dataset, int64 [N], to latents, float16
+        latents_of: Function from uint8 images [N, C', H, W] and their indices in the dataset, int64 [N], to latents, float16
             [N, C, h, w].
-        latents: What the latents are.
+        latents: Shape, origin and kind of the latents.
     """
 
-    encode: Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.float16]]
+    latents_of: Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.float16]]
     latents: Latents
 
 

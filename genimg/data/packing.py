@@ -22,7 +22,7 @@ import genimg
 from genimg.data.corrupt import none_decodable, too_many
 from genimg.data.datasets.builtin import CorruptImageError, ImageDataset
 from genimg.data.packed_files import CAPTIONS, CHECKSUMS, LABELS, LATENT_CHECKSUMS, Description, Shard
-from genimg.data.packed_latents import LATENTS, LatentEncoder
+from genimg.data.packed_latents import LATENTS, LatentSource
 from genimg.utils.environment import num_cores
 from genimg.utils.threads import map_in_order
 
@@ -100,22 +100,22 @@ class _ShardWriter:
 class _LatentWriter:
     """Writes the latents of a stream of images into one file."""
 
-    def __init__(self, file: io.BufferedRandom, encoder: LatentEncoder, most: int) -> None:
-        self.file, self.encoder = file, encoder
+    def __init__(self, file: io.BufferedRandom, source: LatentSource, most: int) -> None:
+        self.file, self.source = file, source
         self.checksums: list[int] = []
-        file.write(_header((most, *encoder.latents.shape), "<f2"))
+        file.write(_header((most, *source.latents.shape), "<f2"))
 
     def write(self, images: NDArray[np.uint8], indices: NDArray[np.int64]) -> None:
         """Append the latents of images, uint8 [N, C, H, W], with these indices in the dataset, int64 [N]."""
         if len(images):
-            latents = np.ascontiguousarray(self.encoder.encode(images, indices))
+            latents = np.ascontiguousarray(self.source.latents_of(images, indices))
             self.file.write(latents.data)
             self.checksums += map(zlib.crc32, latents)
 
     def finish(self) -> None:
         """Write the final header, which is as long as the first one."""
         self.file.seek(0)
-        self.file.write(_header((len(self.checksums), *self.encoder.latents.shape), "<f2"))
+        self.file.write(_header((len(self.checksums), *self.source.latents.shape), "<f2"))
 
 
 def pack(
@@ -126,7 +126,7 @@ def pack(
     num_threads: int | None,
     max_corrupt: int | None,
     provenance: dict[str, Any],
-    encoder: LatentEncoder | None = None,
+    latent_source: LatentSource | None = None,
     batch_size: int | None = None,
 ) -> tuple[Description, int]:
     """Write all decodable images, in order; list the others in ``corrupt.txt``.
@@ -135,10 +135,10 @@ def pack(
         source: Dataset to pack.
         folder: Empty directory.
         shard_size: Maximum bytes of images in a file; a file has at least one image.
-        num_threads: Number of decoding threads; None uses one per core.
+        num_threads: Number of decoding threads; None uses one per core, and 0 the calling thread.
         max_corrupt: Number of corrupt images to skip before an error; None skips all.
         provenance: Further information about the origin of the images, as primitives.
-        encoder: Source of latents that are written, too; None writes no latents.
+        latent_source: Source of latents that are written, too; None writes no latents.
         batch_size: Number of images that are read at once; None limits it by their number and size.
 
     Returns:
@@ -153,9 +153,9 @@ def pack(
     captions = source.captions(np.arange(len(source), dtype=np.int64)) if source.captioned else None
     with _ShardWriter(folder, source.shape, per_shard) as writer, contextlib.ExitStack() as stack:
         latents = None
-        if encoder is not None:
-            latents = _LatentWriter(stack.enter_context(open(folder / LATENTS, "w+b")), encoder, len(source))
-        with contextlib.closing(_decoded(source, num_threads or num_cores(), batch_size)) as pieces:
+        if latent_source is not None:
+            latents = _LatentWriter(stack.enter_context(open(folder / LATENTS, "w+b")), latent_source, len(source))
+        with contextlib.closing(_decoded(source, num_cores() if num_threads is None else num_threads, batch_size)) as pieces:
             kept, problems = _write_images(source, pieces, writer, max_corrupt, latents)
         if latents is not None:
             latents.finish()
@@ -181,7 +181,7 @@ def pack(
         source={"name": source.name, "fingerprint": source.fingerprint, "num_images": len(source), **provenance},
         genimg_version=genimg.__version__,
         digests=digests,
-        latents=None if encoder is None else encoder.latents,
+        latents=None if latent_source is None else latent_source.latents,
     )
     description.write(folder)  # last, because it marks the directory as complete
     return description, len(problems)
@@ -215,9 +215,11 @@ def image_bytes(source: ImageDataset) -> int:
 
 
 def _decoded(source: ImageDataset, num_threads: int, batch_size: int | None) -> Generator[_Piece, None, None]:
-    """Return all images in order, decoded ahead in threads; Pillow releases the GIL while decoding."""
+    """Return all images in order, decoded ahead in threads, because Pillow releases the GIL, or in the calling thread."""
     size = batch_size or max(1, min(_PIECE_IMAGES, _PIECE_BYTES // image_bytes(source)))
     pieces = (np.arange(start, min(start + size, len(source)), dtype=np.int64) for start in range(0, len(source), size))
+    if num_threads == 0:
+        return (_decode(source, indices) for indices in pieces)
     return map_in_order(partial(_decode, source), pieces, num_threads=num_threads)
 
 

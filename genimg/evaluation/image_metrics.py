@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from genimg.errors import UserError
 from genimg.evaluation.extractors.base import sha256_of
@@ -161,14 +161,32 @@ def _local_similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return luminance, (2 * covariance + c2) / (variance_x + variance_y + c2)
 
 
-class LPIPS(LPIPSNetwork):
-    """LPIPS between uint8 images, for measurements; see ``LPIPSNetwork`` for the parameters and errors."""
+class LPIPS(nn.Module):
+    """LPIPS between uint8 images, for measurements.
+
+    Args:
+        backbone, backbone_weights, linear_weights: See ``LPIPSNetwork``.
+
+    Raises:
+        ValueError: If the backbone is unknown.
+        DataError: If a file does not exist or holds other weights.
+    """
 
     def __init__(self, *, backbone: str, backbone_weights: LocalPath, linear_weights: LocalPath) -> None:
-        super().__init__(backbone=backbone, backbone_weights=backbone_weights, linear_weights=linear_weights)
+        super().__init__()
+        self.network = LPIPSNetwork(backbone=backbone, backbone_weights=backbone_weights, linear_weights=linear_weights)
+        self.eval()
         paths = {"backbone_weights": backbone_weights, "linear_weights": linear_weights}
         digests = {f"{key}_sha256": sha256_of(Path(path).expanduser()) for key, path in paths.items()}
         self._description = {"backbone": backbone, **digests}
+
+    def check(self, shape: tuple[int, int, int]) -> None:
+        """Check that LPIPS is defined for images of this shape (C, H, W).
+
+        Raises:
+            ConfigError: If the images are too small for the network, or do not have 1 or 3 channels.
+        """
+        self.network.check(shape)
 
     def describe(self) -> dict[str, str]:
         """Return the settings that determine the values, for the provenance."""
@@ -181,7 +199,9 @@ class LPIPS(LPIPSNetwork):
         Raises:
             ConfigError: If the images are too small for the network, or do not have 1 or 3 channels.
         """
-        return super().forward(*(side / 127.5 - 1.0 for side in _levels(reference, image)))
+        x, y = (levels / 127.5 - 1.0 for levels in _levels(reference, image))
+        distance: Tensor = self.network(y, x)
+        return distance
 
 
 def check_lpips(lpips: LPIPS, shape: tuple[int, int, int]) -> None:

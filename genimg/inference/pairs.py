@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import json
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,14 +14,18 @@ from numpy.typing import NDArray
 from genimg.data.captions import decode
 from genimg.data.datasets.builtin import ImageDataset, digest
 from genimg.data.packed_files import Latents
-from genimg.data.packed_latents import LatentEncoder
+from genimg.data.packed_latents import LatentSource
 from genimg.inference.checks import require_finite
 from genimg.methods.capabilities import Generates, StartsFromNoise
 from genimg.methods.options import SamplingOptions
+from genimg.methods.sampling_options import described
 from genimg.types import Batch
 from genimg.utils.images import to_uint8
 
-_DRAWN_AT_ONCE = 1024  # images, when labels and captions are drawn
+FIRST_INDEX = 2**32
+"""Number of the first image among all that a seed gives. Samples and evaluations with the same seed have other images."""
+
+_DRAWN_AT_ONCE = 64  # images, when labels and captions are drawn
 
 
 class GeneratesFromNoise(Generates, StartsFromNoise, Protocol):
@@ -26,7 +33,10 @@ class GeneratesFromNoise(Generates, StartsFromNoise, Protocol):
 
 
 class GeneratedPairs(ImageDataset):
-    """The images of ``genimg-sample`` with the same seed and options, with their labels or captions.
+    """Images that a model generates, from the number ``FIRST_INDEX`` on, with their labels or captions.
+
+    Images and noise are not those of samples and evaluations, because these would then measure a model on the noise that it was
+    trained on.
 
     Args:
         method: Model in evaluation mode, on the device.
@@ -55,25 +65,27 @@ class GeneratedPairs(ImageDataset):
     ) -> None:
         self.name = "generated images"
         self.shape = shape
-        self.fingerprint = digest("pairs", sha256, seed, num_images, repr(options))
+        self.fingerprint = digest("pairs", sha256, seed, num_images, json.dumps(described(options), sort_keys=True))
+        self.captioned = "caption" in method.batch_keys
         self._method, self._options, self._num_images, self._seed, self._device = method, options, num_images, seed, device
         self._latents = Latents(shape, sha256, run, is_noise=True)
-        conditions = self._conditions()
-        if "label" in conditions:
-            self.labels, self.class_names = np.concatenate(conditions["label"]), class_names
-        self.captioned = "caption" in conditions
-        self._captions: list[Any] = [text for texts in conditions.get("caption", []) for text in texts]
+        self._has_labels = "label" in method.batch_keys
+        if self._has_labels:
+            self.class_names = class_names
 
-    def _conditions(self) -> dict[str, list[Any]]:
-        """Return the labels or the captions of all images, if the model has any, in pieces."""
-        found: dict[str, list[Any]] = {}
+    @cached_property
+    def labels(self) -> NDArray[np.int64] | None:  # type: ignore[override]
+        """The labels of all images; None without labels."""
+        return np.concatenate([drawn["label"].cpu().numpy() for drawn in self._drawn()]) if self._has_labels else None
+
+    @cached_property
+    def _captions(self) -> list[str]:
+        return [text for drawn in self._drawn() for text in decode(drawn["caption"])]
+
+    def _drawn(self) -> Iterator[Batch]:
+        """Draw what all images are generated from, in pieces."""
         for start in range(0, self._num_images, _DRAWN_AT_ONCE):
-            drawn = self._method.draw(range(start, min(start + _DRAWN_AT_ONCE, self._num_images)), self._seed)
-            if "label" in drawn:
-                found.setdefault("label", []).append(drawn["label"].cpu().numpy())
-            if "caption" in drawn:
-                found.setdefault("caption", []).append(decode(drawn["caption"]))
-        return found
+            yield self._draw(np.arange(start, min(start + _DRAWN_AT_ONCE, self._num_images), dtype=np.int64))
 
     def __len__(self) -> int:
         return self._num_images
@@ -89,9 +101,9 @@ class GeneratedPairs(ImageDataset):
     def caption(self, index: int) -> str | None:
         return self._captions[index] if self.captioned else None
 
-    def encoder(self) -> LatentEncoder:
+    def noise_source(self) -> LatentSource:
         """Return the source of the images' noise."""
-        return LatentEncoder(lambda images, indices: self._method.noise_of(self._draw(indices)).half().numpy(), self._latents)
+        return LatentSource(lambda images, indices: self._method.noise_of(self._draw(indices)).half().numpy(), self._latents)
 
     def _draw(self, indices: NDArray[np.int64]) -> Batch:
-        return self._method.draw(indices.tolist(), self._seed)
+        return self._method.draw((FIRST_INDEX + indices).tolist(), self._seed)

@@ -80,15 +80,15 @@ class LPIPSNetwork(nn.Module):
                 f"[C, H, W] of {list(shape)}: choose another, or remove LPIPS"
             )
 
-    def forward(self, reference: Tensor, image: Tensor) -> Tensor:
-        """Return the distance, float32 [N], between images [N, 1 or 3, H, W] in [-1, 1]; grey is replicated.
+    def forward(self, image: Tensor, reference: Tensor) -> Tensor:
+        """Return the distance, float32 [N], between float32 images [N, 1 or 3, H, W] in [-1, 1]; grey is replicated.
 
         Raises:
             ConfigError: If the images are too small for the network, or do not have 1 or 3 channels.
         """
         channels, height, width = reference.shape[1:]
         self.check((channels, height, width))
-        x, y = ((side - self.shift) / self.scale for side in (reference, image))  # [N, 3, H, W]
+        x, y = ((side - self.shift) / self.scale for side in (image, reference))  # [N, 3, H, W]
         distance = torch.zeros(len(reference), device=reference.device)
         for stage, weights in zip(self.stages, self.linear, strict=True):
             x, y = stage(x), stage(y)  # [N, C, H', W']

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +20,7 @@ from genimg.utils.machine_local import LocalPath
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, for values in [0, 1]
 
 
-class PerceptualLoss(nn.Module):
+class PerceptualLoss(nn.Module, ABC):
     """A weighted distance between features of a fixed network. Its weights are not stored in checkpoints.
 
     Args:
@@ -51,7 +51,8 @@ class PerceptualLoss(nn.Module):
                 f"a perceptual loss compares grey or RGB images, not images of {output.shape[1]} channels", "set it to null"
             )
         self.to(output.device)
-        return self.weight * self._distance(output.float(), target.float().detach())
+        with torch.autocast(output.device.type, enabled=False):  # bfloat16 is too coarse for small differences
+            return self.weight * self._distance(output.float(), target.float().detach())
 
     @abstractmethod
     def _distance(self, output: Tensor, target: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ class LPIPSLoss(PerceptualLoss):
         self.network = LPIPSNetwork(backbone=backbone, backbone_weights=backbone_weights, linear_weights=linear_weights)
 
     def _distance(self, output: Tensor, target: Tensor) -> Tensor:
-        return self.network(target, output).float().mean()
+        return self.network(output, target).mean()
 
 
 class Perceptual(PerceptualLoss):
@@ -118,10 +119,10 @@ class Perceptual(PerceptualLoss):
 
     def _distance(self, output: Tensor, target: Tensor) -> Tensor:
         x, y = self._scaled(output), self._scaled(target)
-        total = output.new_zeros((), dtype=torch.float32)
+        total = output.new_zeros(())
         for stage in self.stages:
             x, y = stage(x), stage(y)
-            total = total + (x.float() - y.float()).abs().mean()
+            total = total + (x - y).abs().mean()
         return total
 
     def _scaled(self, images: Tensor) -> Tensor:

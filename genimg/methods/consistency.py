@@ -19,7 +19,7 @@ from genimg.errors import ConfigError
 from genimg.losses.few_steps import ConsistencyLoss
 from genimg.methods.base import Update, require_shape
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
-from genimg.methods.diffusion_training import require_usual
+from genimg.methods.diffusion_training import require_network_settings
 from genimg.methods.modes import eval_mode
 from genimg.methods.options import SamplingOptions, setting
 from genimg.types import Batch, Metrics, Microbatches, Progress, height_width
@@ -109,7 +109,7 @@ class ConsistencyModel(ConditionalMethod):
             raise ConfigError(
                 f"path={type(path).__name__} does not work with this method: choose VarianceExploding", key="path"
             )
-        require_usual(network, num_times=1, augment_dim=0)
+        require_network_settings(network, {"num_times": 1, "augment_dim": 0})
         self.denoiser = Denoiser(network, path, "edm", sigma_data)
         self.measures_data = self.denoiser.measures_data
         self.times, self.loss = times, loss

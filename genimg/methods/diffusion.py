@@ -30,7 +30,7 @@ from genimg.methods.diffusion_export import denoiser_spec
 from genimg.methods.diffusion_guidance import check_negative, negative_condition, plain_estimate
 from genimg.methods.diffusion_options import DiffusionOptions
 from genimg.methods.diffusion_sampling import check_options, generate, quick
-from genimg.methods.diffusion_training import DenoisingObjective, require_usual
+from genimg.methods.diffusion_training import DenoisingObjective, require_network_settings
 from genimg.methods.export_spec import ExportSpec, Port
 from genimg.methods.labelled_augment import LabelledAugment
 from genimg.methods.modes import eval_mode
@@ -95,7 +95,7 @@ class Diffusion(ConditionalMethod):
                 "image-to-image model such as bridge",
                 key="path",
             )
-        require_usual(network, num_times=1)
+        require_network_settings(network, {"num_times": 1})
         if not 0 <= condition_dropout < 1:
             raise ValueError(f"condition_dropout={condition_dropout} must be from 0 to below 1")
         self.denoiser = Denoiser(network, path, prediction, sigma_data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -16,13 +17,17 @@ from genimg.networks.magnitude_preserving_unet import Uncertainty
 from genimg.utils.rng import mixed_keys
 
 
-def require_usual(network: nn.Module, **usual: int) -> None:
-    """Check settings of a network that not every method supports, such as ``num_times``; networks without them have the value.
+def require_network_settings(network: nn.Module, needed: Mapping[str, int]) -> None:
+    """Check that a network has the settings that a method needs, such as ``num_times``. A network without a setting passes.
+
+    Args:
+        network: Network.
+        needed: Value of each setting by name.
 
     Raises:
         ConfigError: If a setting has another value.
     """
-    for name, value in usual.items():
+    for name, value in needed.items():
         if (given := getattr(network, name, value)) != value:
             raise ConfigError(f"network.{name}={given} does not work with this method: set {value}", key=f"network.{name}")
 

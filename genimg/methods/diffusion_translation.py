@@ -26,7 +26,7 @@ from genimg.methods.base import Update, require_shape
 from genimg.methods.diffusion_export import denoiser_spec
 from genimg.methods.diffusion_options import DiffusionOptions
 from genimg.methods.diffusion_sampling import check_options, generate, quick
-from genimg.methods.diffusion_training import DenoisingObjective, require_usual
+from genimg.methods.diffusion_training import DenoisingObjective, require_network_settings
 from genimg.methods.export_spec import ExportSpec, Port
 from genimg.methods.image_to_image import Translation, in_blocks, side_by_side
 from genimg.methods.modes import eval_mode
@@ -81,7 +81,7 @@ class DiffusionTranslation(Translation):
         task: Task,
     ) -> None:
         super().__init__(task)
-        require_usual(network, num_times=1, augment_dim=0)
+        require_network_settings(network, {"num_times": 1, "augment_dim": 0})
         self._appends = getattr(network, "source_channels", source_channels) > 0
         if not self._appends and not isinstance(path, Bridge):
             raise ConfigError(

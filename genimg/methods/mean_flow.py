@@ -17,7 +17,7 @@ from genimg.errors import ConfigError
 from genimg.losses.few_steps import AdaptiveLoss
 from genimg.methods.base import Update, require_shape
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
-from genimg.methods.diffusion_training import require_usual
+from genimg.methods.diffusion_training import require_network_settings
 from genimg.methods.modes import eval_mode
 from genimg.methods.options import SamplingOptions, setting
 from genimg.networks.directional_derivative import directional_derivative
@@ -89,7 +89,7 @@ class MeanFlow(ConditionalMethod):
         channels: int,
     ) -> None:
         super().__init__()
-        require_usual(network, num_times=2, augment_dim=0)
+        require_network_settings(network, {"num_times": 2, "augment_dim": 0})
         if not 0 <= condition_dropout < 1:
             raise ValueError(f"condition_dropout={condition_dropout} must be from 0 to below 1")
         self.network = network

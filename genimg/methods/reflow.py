@@ -18,12 +18,12 @@ from genimg.types import Batch
 
 
 class Reflow(Diffusion):
-    """Flow matching on pairs of an image and the noise from which another flow generated it (section 2.2).
+    """Flow matching on pairs of an image and the noise from which another flow generated it.
 
-    With independent noise, the straight lines of many pairs pass through a point, so the flow, which follows the mean of their
-    velocities, bends. The ODE of a trained flow maps each noise to an image of its own. The lines of these pairs hardly cross,
-    so the flow that is trained on them is nearly straight, and few Euler steps suffice. With the plain loss, ``loss/denoising``
-    is the mean of (v(x_t, t) - (noise - image))^2, which is 0 for straight paths.
+    With independent noise, the straight lines of the pairs cross, and the flow follows their mean velocity, so its paths are
+    curved. The ODE of a trained flow maps each noise to one image. The lines of these pairs hardly cross, so the flow that is
+    trained on them is nearly straight, and a few Euler steps are enough. With the plain loss, ``loss/denoising`` is the mean of
+    (v(x_t, t) - (noise - image))^2, which is 0 only if the lines of the pairs do not cross and the network fits them.
 
     Apart from the noise, which is part of the batch, training is that of ``Diffusion``.
 
@@ -56,10 +56,7 @@ class Reflow(Diffusion):
         if not isinstance(path, StraightLine):
             raise ConfigError(f"path={type(path).__name__} does not work with this method: choose StraightLine", key="path")
         if prediction != "velocity":
-            raise ConfigError(
-                f"prediction={prediction} does not work with this method: choose velocity",
-                key="prediction",
-            )
+            raise ConfigError(f"prediction={prediction} does not work with this method: choose velocity", key="prediction")
         super().__init__(
             network=network,
             path=path,
@@ -73,6 +70,10 @@ class Reflow(Diffusion):
             channels=channels,
         )
         self.batch_keys = (*self.batch_keys, NOISE)
+
+    @property
+    def denoising_description(self) -> str:
+        return super().denoising_description + ", with the noise of the pairs"
 
     def _given_noise(self, batch: Batch) -> Tensor:
         if NOISE not in batch:

@@ -1,4 +1,4 @@
-"""Layers shared by the networks of diffusion models: embedding of the time and the condition, and attention in float32."""
+"""Layers shared by the networks of diffusion models: group norm, attention, and the embedding of times and conditions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from genimg.networks.conditioning import ConditionEncoder, OneHot
 from genimg.utils.numbers import require_least
 
 _LONGEST_PERIOD = 10_000  # of sine and cosine, divided by 2 pi: Vaswani et al. 2017
-_MOST_STORED_POSITIONS = 256  # with which a CPU stores all pairs' attention weights: a smaller part of the features' memory
+_MOST_STORED_POSITIONS = 256
+"""Up to this many, a CPU stores the attention weights of all pairs of positions for the backward pass: 6 bytes each."""
 
 
 def sines_and_cosines(positions: Tensor, dim: int) -> Tensor:
@@ -70,7 +71,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     dtype = torch.promote_types(value.dtype, torch.float32)
     with without_autocast(value):
         if value.device.type == "cpu" and value.dtype != dtype and key.shape[2] <= _MOST_STORED_POSITIONS:
-            # As in the code of Karras et al. 2022. It took 60 to 80 % of the time of a float32 kernel (docs/performance.md).
+            # As in the code of Karras et al. 2022. PyTorch's kernel in float32 takes longer (docs/performance.md).
             logits = query.to(dtype) * query.shape[-1] ** -0.5 @ key.to(dtype).transpose(-1, -2)
             return logits.softmax(dim=-1).to(value.dtype) @ value
         return F.scaled_dot_product_attention(query.to(dtype), key.to(dtype), value.to(dtype)).to(value.dtype)

@@ -54,7 +54,7 @@ def _pool_without_openmp() -> ThreadPoolExecutor:
 
     Otherwise the thread would have OpenMP workers of its own. As long as more of these exist than cores, GNU's OpenMP lets the
     workers of the training thread sleep after each operation instead of waiting actively. Waking them takes longer than a small
-    operation: on two cores, steps of a small U-Net took 12 % longer (docs/performance.md).
+    operation: on two cores, a step of a small U-Net took 190 instead of 158 ms (docs/performance.md).
     """
     pool = ThreadPoolExecutor(1, thread_name_prefix="genimg-writer")
     before = torch.get_num_threads()

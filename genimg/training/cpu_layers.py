@@ -25,7 +25,7 @@ def use_faster_layers(model: nn.Module) -> None:
             layer.__class__ = _InstanceNorm2d
         elif type(layer) in (nn.GroupNorm, GroupNorm):
             layer.__class__ = _GroupNorm
-        elif type(layer) is nn.Dropout and 0.0 < layer.p < 1.0 and not layer.inplace:
+        elif type(layer) is nn.Dropout and 0 < _num_dropped(layer.p) < 2**16 and not layer.inplace:
             layer.__class__ = _Dropout
         elif type(layer) is nn.Conv2d and may_be_product(layer):
             layer.__class__ = ProductConv2d
@@ -75,8 +75,13 @@ class _Dropout(nn.Dropout):
         is_dense = features.is_contiguous() or is_channels_last(features)
         if not self.training or features.device.type != "cpu" or not is_dense or torch.compiler.is_exporting():
             return super().forward(features)
-        count, dropped = features.numel(), round(self.p * 2**16)  # of 2^16 values of 16 bits
-        words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
+        count, dropped = features.numel(), _num_dropped(self.p)
+        words = torch.empty(-(-count // 4), dtype=torch.int64, device=features.device).random_(-(2**63), None)
         is_kept = words.view(torch.int16)[:count] >= dropped - 2**15
         scale = is_kept.to(features.dtype).mul_(2**16 / (2**16 - dropped))
         return features * scale.as_strided(features.shape, features.stride())
+
+
+def _num_dropped(probability: float) -> int:
+    """Return how many of the 2^16 values of 16 bits mean that a feature is dropped."""
+    return round(probability * 2**16)

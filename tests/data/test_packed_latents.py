@@ -15,7 +15,7 @@ from genimg.data.datasets.builtin import ArrayDataset
 from genimg.data.datasets.prepared import PreparedDataset, prepared
 from genimg.data.loader import ImageLoader
 from genimg.data.packed_files import DESCRIPTION, LATENT_CHECKSUMS, Description, Latents, sealed
-from genimg.data.packed_latents import LATENTS, LatentEncoder
+from genimg.data.packed_latents import LATENTS, LatentSource
 from genimg.data.packing import pack
 from genimg.data.split import without_validation
 from genimg.errors import ConfigError, DataError
@@ -30,8 +30,8 @@ def encode(images: NDArray[np.uint8]) -> NDArray[np.float16]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     source = ArrayDataset("noise", IMAGES, np.arange(20) % 2, ("a", "b"))
-    encoder = LatentEncoder(lambda images, indices: encode(images), Latents((2, 2, 2), "abc", "run"))
-    pack(source, tmp_path, shard_size=1000, num_threads=2, max_corrupt=None, provenance={}, encoder=encoder)
+    encoder = LatentSource(lambda images, indices: encode(images), Latents((2, 2, 2), "abc", "run"))
+    pack(source, tmp_path, shard_size=1000, num_threads=2, max_corrupt=None, provenance={}, latent_source=encoder)
     return tmp_path
 
 
@@ -99,9 +99,9 @@ def packed_noise(folder: Path) -> None:
     def noise(images: NDArray[np.uint8], indices: NDArray[np.int64]) -> NDArray[np.float16]:
         return np.broadcast_to(indices[:, None, None, None], (len(indices), 3, 8, 8)).astype(np.float16)
 
-    encoder = LatentEncoder(noise, Latents((3, 8, 8), "abc", "run", is_noise=True))
+    encoder = LatentSource(noise, Latents((3, 8, 8), "abc", "run", is_noise=True))
     source = ArrayDataset("noise", np.repeat(np.arange(20, dtype=np.uint8), 192).reshape(20, 3, 8, 8))
-    pack(source, folder, shard_size=1000, num_threads=1, max_corrupt=None, provenance={}, encoder=encoder, batch_size=7)
+    pack(source, folder, shard_size=1000, num_threads=1, max_corrupt=None, provenance={}, latent_source=encoder, batch_size=7)
 
 
 @pytest.mark.parametrize("storage", ["device", "host", "workers"])

@@ -125,7 +125,7 @@ def test_dropout_is_pytorchs_in_evaluation_and_for_other_memory_formats():
     assert torch.equal(layer.eval()(features), features)
 
 
-@pytest.mark.parametrize("settings", [{"p": 0.0}, {"p": 1.0}, {"p": 0.5, "inplace": True}])
+@pytest.mark.parametrize("settings", [{"p": 0.0}, {"p": 1.0}, {"p": 1 - 2**-18}, {"p": 2**-18}, {"p": 0.5, "inplace": True}])
 def test_dropout_with_nothing_to_draw_or_in_place_remains_pytorchs(settings):
     layer = nn.Dropout(**settings)
     cpu_layers.use_faster_layers(layer)

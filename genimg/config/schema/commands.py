@@ -298,7 +298,7 @@ class Prepare:
         heading="Pairs of noise and image",
     )
     num_images: int | None = option("Number of pairs", None)
-    seed: int | None = seed_option("Seed of the pairs; image i is the image i of genimg-sample; null: 0", None)
+    seed: int | None = seed_option("Seed of the pairs; a pair depends only on the seed and its number; null: 0", None)
     batch_size: int | None = option("Batch size of generation; null: 64", None)
     sampling: dict[str, Any] = option(
         "Sampling options of the model, such as sampling.steps=20; genimg-sample ckpt=RUN --help lists them", {}
