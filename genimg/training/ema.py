@@ -148,6 +148,15 @@ class WeightAverage:
         self._trained = {name: network for name, network in method.named_children() if name in method.inference_networks}
         self._networks = {name: _frozen_copy(network) for name, network in self._trained.items()}
         self.method = with_networks(method, self._networks)
+        self._averaged = [each for network in self._networks.values() for each in network.parameters()]
+        self._current = [each for network in self._trained.values() for each in network.parameters()]
+        layers = [
+            pair for name, network in self._networks.items()
+            for pair in zip(network.modules(), self._trained[name].modules(), strict=True)
+        ]  # fmt: skip
+        self._layers_with_buffers = [
+            (ours, theirs) for ours, theirs in layers if any(True for _ in ours.buffers(recurse=False))
+        ]
 
     @torch.no_grad()
     def update(self, num_images: int, images_seen: int) -> None:
@@ -157,18 +166,17 @@ class WeightAverage:
             num_images: Images that the networks were trained on since the last update.
             images_seen: Images that the networks were trained on since the start of training.
         """
-        averaged: list[Tensor] = []
-        current: list[Tensor] = []
-        for name, network in self._networks.items():
-            for ours, theirs in zip(network.modules(), self._trained[name].modules(), strict=True):
-                averaged += ours.parameters(recurse=False)
-                current += theirs.parameters(recurse=False)
-                for old, new in zip(ours.buffers(recurse=False), theirs.buffers(recurse=False), strict=True):
-                    if _is_averaged(ours, old):
-                        averaged.append(old)
-                        current.append(new)
-                    else:
-                        old.copy_(new)
+        averaged: list[Tensor] = [*self._averaged]
+        current: list[Tensor] = [*self._current]
+        copied: list[Tensor] = []
+        originals: list[Tensor] = []
+        for ours, theirs in self._layers_with_buffers:  # whose tensors training may replace
+            for old, new in zip(ours.buffers(recurse=False), theirs.buffers(recurse=False), strict=True):
+                is_averaged = _is_averaged(ours, old)
+                (averaged if is_averaged else copied).append(old)
+                (current if is_averaged else originals).append(new)
+        if copied:
+            torch._foreach_copy_(copied, originals)
         if averaged:
             get_ema_multi_avg_fn(self.profile.decay(num_images, images_seen))(averaged, current, 0)
 

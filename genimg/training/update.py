@@ -17,7 +17,7 @@ from genimg.training.device import Precision
 from genimg.training.replay import Replay
 from genimg.types import Batch, LossFunction, Metrics, Microbatches
 from genimg.utils.distributed import all_reduce_, least_over_ranks, rank, world_size
-from genimg.utils.rng import Stream, random_state, seed_of, set_random_state
+from genimg.utils.rng import Stream, random_state, seed_generators, seed_of, set_random_state
 
 
 class NonFiniteError(Exception):
@@ -65,7 +65,7 @@ class StepRNG:
         self._step = step
         self._states = {}
         of_none = seed_of(self._seed, Stream.STEP, step, _OF_NO_MICROBATCH)
-        torch.manual_seed(self._seed_of_microbatch(0) if self._count == 1 else of_none)
+        seed_generators(self._seed_of_microbatch(0) if self._count == 1 else of_none, self._device)
 
     @contextmanager
     def of_microbatch(self, number: int) -> Iterator[None]:
@@ -76,7 +76,7 @@ class StepRNG:
         if number in self._states:
             set_random_state(self._states[number], self._device)
         else:
-            torch.manual_seed(self._seed_of_microbatch(number))
+            seed_generators(self._seed_of_microbatch(number), self._device)
         yield
         self._states[number] = random_state(self._device)
 

@@ -121,6 +121,15 @@ def steady(seed: int, position: int) -> Iterator[None]:
         yield
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the generators of the CPU and of a device as ``torch.manual_seed`` does, which takes a hundred times as long."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed) if device.index is None else torch.cuda.default_generators[device.index].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
 def random_state(device: torch.device) -> list[Tensor]:
     """Return the states of the CPU's and the device's generator, without synchronising with the device."""
     states = [torch.get_rng_state()]
