@@ -57,9 +57,10 @@ def _pool_without_openmp() -> ThreadPoolExecutor:
     operation: on two cores, a step of a small U-Net took 190 instead of 158 ms (docs/performance.md).
     """
     pool = ThreadPoolExecutor(1, thread_name_prefix="genimg-writer")
-    before = torch.get_num_threads()
-    pool.submit(_run_serially).result()
-    torch.set_num_threads(before)  # for threads that start later
+    if torch.backends.openmp.is_available():
+        before = torch.get_num_threads()
+        pool.submit(_run_serially).result()
+        torch.set_num_threads(before)  # for threads that start later
     return pool
 
 
