@@ -1,19 +1,20 @@
 """Schedules: numbers that depend only on the images seen, so a resumed run continues exactly.
 
 A class declares a number that may have a schedule as ``weight = Scheduled()`` and accepts a ``Number`` for it. Reading
-``self.weight`` returns the number of the current step. The trainer sets all such numbers before each step, on the host;
-only ``ScheduledNumbers.advance`` changes them.
+``self.weight`` returns the number of the current step. The trainer sets all such numbers before each step; only
+``ScheduledNumbers.advance`` changes them. They are floats, or 0-d tensors on the device if steps run as CUDA graphs: compute
+with them as with either, and ask ``is_zero`` instead of comparing them.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
-from torch import nn
+from torch import Tensor, nn
 
 from genimg.utils.durations import NumImages
 
@@ -183,18 +184,33 @@ class ScheduledNumbers:
         for path, instance in (*_holders(root), *others.items()):
             for name, schedule in vars(instance).get(_SCHEDULES, {}).items():
                 self._entries[f"{path}.{name}" if path else name] = (vars(instance), name, schedule)
+        self._values = {path: members[name] for path, (members, name, _) in self._entries.items()}
+        self._tensors: dict[str, Tensor] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._entries)
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def hold(self, tensors: Sequence[Tensor]) -> None:
+        """From the next ``advance`` on, set the numbers to these 0-d tensors, whose contents the caller keeps up to date.
+
+        A number that is 0 remains a float, so ``is_zero`` does not wait for the device.
+        """
+        self._tensors = dict(zip(self._entries, tensors, strict=True))
 
     def advance(self, images: int, batch_size: int) -> None:
         """Set every number to its value for the step of ``batch_size`` images that starts at ``images`` seen."""
-        for members, name, schedule in self._entries.values():
-            members[name] = schedule.at(images, batch_size)
+        for path, (members, name, schedule) in self._entries.items():
+            value = self._values[path] = schedule.at(images, batch_size)
+            members[name] = self._tensors[path] if path in self._tensors and value != 0 else value
 
     def values(self) -> dict[str, float]:
         """Return the numbers of the current step by attribute path, such as ``penalties.r1.gamma``."""
-        return {path: members[name] for path, (members, name, _) in self._entries.items()}
+        return dict(self._values)
+
+
+def is_zero(number: float | Tensor) -> bool:
+    """Return whether a scheduled number is 0 in this step; a tensor never is (see ``ScheduledNumbers.hold``)."""
+    return not isinstance(number, Tensor) and number == 0
 
 
 def declared(kind: type) -> set[str]:

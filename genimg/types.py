@@ -26,7 +26,11 @@ LossFunction = Callable[[Batch], tuple[Tensor, Metrics]]
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Training progress at the start of a step, measured in images seen; the step number is derived from it."""
+    """Training progress at the start of a step, measured in images seen; the step number is derived from it.
+
+    A method whose steps differ should decide by ``due`` and ``reached``. A step can then be captured as a CUDA graph for each
+    combination of answers (training/step_graphs.py); a number read from ``images`` or ``step`` would be frozen in the graph.
+    """
 
     images: int
     batch_size: int
@@ -38,6 +42,10 @@ class Progress:
     def due(self, interval: int) -> bool:
         """Return whether an action that runs every ``interval`` steps runs in this step."""
         return self.step % interval == 0
+
+    def reached(self, images: int) -> bool:
+        """Return whether at least ``images`` images have been seen."""
+        return self.images >= images
 
 
 class PixelLikelihood(Protocol):

@@ -47,7 +47,7 @@ def gan_step(method: GAN, optimizers: dict[str, Optimizer], batch: Batch, step: 
     """
     real = batch["image"]
     if method.discriminator_augment is not None:
-        method.discriminator_augment.begin(step * len(real), len(real))
+        method.discriminator_augment.begin(len(real))
     reuses_fakes = not method.fresh_latents and method.generator_interval == method.generator_batches == 1
     with torch.set_grad_enabled(reuses_fakes):
         latent, fake = _generate(method, real, batches=1)

@@ -154,7 +154,7 @@ CONSTANT = {
     "Diffusion": {"condition_dropout", "sigma_data"}, "MeanFlow": {"condition_dropout"}, "MeanFlowOptions": None,
     "AdaptiveLoss": {"power", "offset"}, "ConsistencyLoss": {"offset"}, "ConsistencyOptions": None,
     "ConsistencyModel": {"sigma_data", "ratio"},
-    "Linear": None, "Cosine": None, "VQVAE": {"data_variance"}, "LabelledAugment": {"p"},
+    "Linear": None, "Cosine": None, "_Stages": None, "VQVAE": {"data_variance"}, "LabelledAugment": {"p"},
     "DiffusionTranslation": {"sigma_data"}, "LatentDiffusion": {"condition_dropout", "sigma_data"},
     "Reflow": {"condition_dropout", "sigma_data"},
 }  # fmt: skip

@@ -172,10 +172,18 @@ def _placement(
     wanted = decided.precision if decided is not None and config["precision"] == "auto" else config["precision"]
     precision = choose_precision(wanted, device)
     performance: Performance = builder.build(config["performance"], "performance")
-    if decided is not None and performance.compile == "auto":
+    if decided is not None:
         with mounted("performance", performance):
-            performance = replace(performance, compile=False if performance.activation_checkpointing else decided.compile)
+            performance = _as_decided(performance, decided)
     return device, precision, performance
+
+
+def _as_decided(performance: Performance, decided: Decisions) -> Performance:
+    if performance.graph == "auto":
+        performance = replace(performance, graph=decided.graph)
+    if performance.compile == "auto":
+        performance = replace(performance, compile=False if performance.activation_checkpointing else decided.compile)
+    return performance
 
 
 def _large_enough(dataset: ImageDataset, config: Config, batch_size: int) -> ImageDataset:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from genimg.errors import ConfigError
 from genimg.losses.penalties import DiscriminatorPenalty, GeneratorPenalty, PenaltyInputs, require_positive
-from genimg.schedules import Number, Scheduled, is_within, shown
+from genimg.schedules import Number, Scheduled, is_within, is_zero, shown
 from genimg.types import Metrics
 from genimg.utils.images import mirror_and_shift
 
@@ -47,7 +47,7 @@ class Consistency(DiscriminatorPenalty):
 
     def forward(self, inputs: PenaltyInputs) -> Tensor:
         penalty = self.real_weight * self._difference(inputs, inputs.real)
-        if self.fake_weight:
+        if not is_zero(self.fake_weight):
             penalty = penalty + self.fake_weight * self._difference(inputs, inputs.fake)
         return penalty
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from genimg.losses.likelihoods import Likelihood
-from genimg.schedules import Linear, Number, Schedule, Scheduled, extremes, is_within, shown
+from genimg.schedules import Linear, Number, Schedule, Scheduled, extremes, is_within, is_zero, shown
 from genimg.utils.durations import NumImages
 
 
@@ -165,7 +165,7 @@ class ELBO(Bound):
     def objective(self, inference: Inference, reconstruction: Tensor, kl: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if self.capacity is not None:
             held = (kl - self.capacity).abs()
-        elif self.free_bits:
+        elif not is_zero(self.free_bits):
             held = torch.stack([layer.mean(dim=(0, 1)).clamp_min(self.free_bits).sum() for layer in inference.kl]).sum()
         else:
             held = kl

@@ -213,7 +213,7 @@ class LeCam(DiscriminatorPenalty):
         real, fake = inputs.logits(inputs.real), inputs.logits(inputs.fake)
         with torch.no_grad():
             means = sum_over_ranks(torch.stack([real.mean(), fake.mean()])) / world_size()
-            decay = self.decay if self.started else 0.0
+            decay = self.decay * self.started
             self.average_real.lerp_(means[0], 1.0 - decay)
             self.average_fake.lerp_(means[1], 1.0 - decay)
         on_real = torch.relu(real - self.average_fake).square().mean()
@@ -264,6 +264,10 @@ class WeightClipping(nn.Module):
     def clip(self, discriminator: nn.Module) -> None:
         """Clip the weights after an update of the discriminator."""
         parameters: list[Tensor] = list(discriminator.parameters())
+        if isinstance(self.limit, Tensor):
+            for parameter in parameters:
+                parameter.clamp_(-self.limit, self.limit)
+            return
         torch._foreach_clamp_max_(parameters, self.limit)
         torch._foreach_clamp_min_(parameters, -self.limit)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.diffusion_training import require_network_settings
 from genimg.methods.modes import eval_mode
 from genimg.methods.options import SamplingOptions, setting
+from genimg.schedules import Schedule, Scheduled
 from genimg.types import Batch, Metrics, Microbatches, Progress, height_width
 from genimg.utils.durations import NumImages
 from genimg.utils.rng import Stream, keys_of, mixed_keys, normal_latents, random_state, set_random_state
@@ -55,6 +55,21 @@ class ConsistencyOptions(SamplingOptions):
         return self.steps
 
 
+class _Stages(Schedule):
+    """1 / q^s at stage s, counted from 1. The last stage has q^s up to 2^16; farther on, r would round to t."""
+
+    def __init__(self, ratio: float, stage: NumImages) -> None:
+        self._ratio, self._stage = ratio, stage
+        self._last = max(1, int(16 / math.log2(ratio)))
+
+    def at(self, images: int, batch_size: int) -> float:
+        return self._ratio ** -min(images // self._stage + 1, self._last)
+
+    @property
+    def extremes(self) -> tuple[float, float]:
+        return self._ratio**-self._last, 1.0 / self._ratio
+
+
 class ConsistencyModel(ConditionalMethod):
     """Geng et al., "Consistency models made easy", 2024 (ECT).
 
@@ -85,6 +100,7 @@ class ConsistencyModel(ConditionalMethod):
 
     loss_type = ConsistencyLoss
     inference_networks = ("denoiser",)
+    gap = Scheduled()
 
     def __init__(
         self,
@@ -113,8 +129,7 @@ class ConsistencyModel(ConditionalMethod):
         self.denoiser = Denoiser(network, path, "edm", sigma_data)
         self.measures_data = self.denoiser.measures_data
         self.times, self.loss = times, loss
-        self.ratio, self.stage = ratio, stage
-        self._last_stage = max(1, int(16 / math.log2(ratio)))  # farther on, r would round to t
+        self.gap = 1.0 / ratio if stage is None else _Stages(ratio, stage)
         self.shape = (channels, *height_width(image_size))
         self._read_conditions(shared_encoder(network=network))
         self.batch_keys = (*self.batch_keys, "noise_key")
@@ -134,18 +149,17 @@ class ConsistencyModel(ConditionalMethod):
     # Training
 
     def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
-        return update("denoiser", partial(self._loss, images=progress.images), batch)
+        return update("denoiser", self._loss, batch)
 
-    def earlier(self, time: Tensor, images: int) -> Tensor:
-        """Return the smaller times r for times t [N], after ``images`` images seen."""
-        stage = 1 if self.stage is None else min(images // self.stage + 1, self._last_stage)
-        return time * (1.0 - (1.0 + _SHARPNESS * torch.sigmoid(-time)) * self.ratio**-stage).clamp(min=0.0)
+    def earlier(self, time: Tensor) -> Tensor:
+        """Return the smaller times r for times t [N] in the current stage."""
+        return time * (1.0 - (1.0 + _SHARPNESS * torch.sigmoid(-time)) * self.gap).clamp(min=0.0)
 
-    def _loss(self, batch: Batch, images: int) -> tuple[Tensor, Metrics]:
+    def _loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         image, key, condition = batch["image"].float(), batch["noise_key"], self._condition(batch)
         noise = normal(mixed_keys(key, NOISE), image.shape[1:])
         time = self.times.at(mixed_keys(key, TIME), self.denoiser.path)
-        earlier = self.earlier(time, images)
+        earlier = self.earlier(time)
         target = self._target(image, noise, time, earlier, condition)
         estimate = self.denoiser.estimate(self.denoiser.mixed(image, noise, time), time, condition)
         distance = self.loss.of_images(estimate, target)
@@ -168,7 +182,7 @@ class ConsistencyModel(ConditionalMethod):
             batch = self._with_conditions(image) | {"noise_key": torch.arange(len(image), device=image.device)}
             time = self.times.at(batch["noise_key"], self.denoiser.path)
             require_shape("network", self.denoiser(image, time, self._condition(batch)), image, "the data's images")
-            self._loss(batch, 0)
+            self._loss(batch)
 
     # Sampling
 

@@ -21,7 +21,7 @@ from genimg.methods.image_to_image import (
     side_by_side,
 )
 from genimg.networks.resnet_translator import Translator
-from genimg.schedules import Number, Scheduled, extremes, is_positive, is_within, shown
+from genimg.schedules import Number, Scheduled, extremes, is_positive, is_within, is_zero, shown
 from genimg.types import Batch, Metrics, Microbatches, Progress
 
 _GAIN = 0.02  # gain of the perceptrons' initial weights, from the authors' code
@@ -121,7 +121,7 @@ class CUT(Translation):
 
     def _sources(self, batch: Batch) -> Tensor:
         """Return images of a in one batch with those of b if the identity term needs them, as in the authors' code."""
-        return torch.cat([batch["a"], batch["b"]]) if self.identity_weight else batch["a"]
+        return batch["a"] if is_zero(self.identity_weight) else torch.cat([batch["a"], batch["b"]])
 
     def _translate(self, batch: Batch) -> Batch:
         images = self._sources(batch)
@@ -148,7 +148,7 @@ class CUT(Translation):
         contrast = each[:count].mean()
         loss = self.adversarial_weight * adversarial + self.contrast_weight * contrast
         metrics = {"loss/adversarial": adversarial.detach(), "loss/contrast": contrast.detach()}
-        if self.identity_weight:
+        if not is_zero(self.identity_weight):
             identity = each[count:].mean()
             loss = loss + self.identity_weight * identity
             metrics["loss/identity"] = identity.detach()

@@ -22,7 +22,7 @@ from genimg.methods.image_to_image import (
     side_by_side,
     together,
 )
-from genimg.schedules import Number, Scheduled, extremes, is_within, shown
+from genimg.schedules import Number, Scheduled, extremes, is_within, is_zero, shown
 from genimg.types import Batch, Metrics, Microbatches, Progress
 
 
@@ -115,7 +115,7 @@ class CycleGAN(Translation):
     def _translate(self, batch: Batch) -> Batch:
         a, b = batch["a"], batch["b"]
         made: Batch = {}
-        if self.identity_weight:
+        if not is_zero(self.identity_weight):
             made["fake_b"], made["same_b"] = together(self.a2b, a, b, apart=self._apart["a2b"])
             made["fake_a"], made["same_a"] = together(self.b2a, b, a, apart=self._apart["b2a"])
         else:
@@ -129,7 +129,7 @@ class CycleGAN(Translation):
         cycle = _l1(batch["cycled_a"], batch["a"]) + _l1(batch["cycled_b"], batch["b"])
         loss = self.adversarial_weight * adversarial + self.cycle_weight * cycle
         metrics = {"loss/adversarial": adversarial.detach(), "loss/cycle": cycle.detach()}
-        if self.identity_weight:
+        if not is_zero(self.identity_weight):
             identity = _l1(batch["same_a"], batch["a"]) + _l1(batch["same_b"], batch["b"])
             loss = loss + self.identity_weight * self.cycle_weight * identity
             metrics["loss/identity"] = identity.detach()

@@ -43,8 +43,8 @@ class Augment(nn.Module, ABC):
         Values may leave the range.
         """
 
-    def begin(self, images: int, batch_size: int) -> None:
-        """Start a training step, given the images seen so far and the batch size of all ranks together."""
+    def begin(self, batch_size: int) -> None:
+        """Start a training step, given the batch size of all ranks together."""
 
     def observe(self, real_logits: Tensor) -> None:
         """Record the detached float logits [N] of the augmented real images, above 0 if they are judged real."""
@@ -165,7 +165,7 @@ class AdaptiveAugment(Augment):
     def forward(self, images: Tensor) -> Tensor:
         return self.pipeline(images, self.p)
 
-    def begin(self, images: int, batch_size: int) -> None:
+    def begin(self, batch_size: int) -> None:
         self.batch_size = batch_size
 
     @torch.no_grad()
@@ -211,12 +211,12 @@ class FixedAugment(Augment):
         self.probability = p
         # p is on the device, because the operations compare random numbers with it there.
         self.register_buffer("p", torch.zeros(()), persistent=False)
-        self.begin(0, 0)
+        self.begin(0)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.pipeline(images, self.p)
 
-    def begin(self, images: int, batch_size: int) -> None:
+    def begin(self, batch_size: int) -> None:
         self.p.fill_(self.probability)
 
     def metrics(self) -> Metrics:

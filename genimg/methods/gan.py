@@ -163,7 +163,7 @@ class GAN(ConditionalMethod):
 
     def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
         if self.discriminator_augment is not None:
-            self.discriminator_augment.begin(progress.images, progress.batch_size)
+            self.discriminator_augment.begin(progress.batch_size)
         train_generator = progress.due(self.generator_interval)
         generate = partial(self._generate, batches=self.generator_batches)
         if self.dequantisation:
@@ -185,9 +185,9 @@ class GAN(ConditionalMethod):
     def _update_lazily(self, group: str, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
         """Run one update for each lazy penalty that is due, on the penalty times its interval."""
         metrics: Metrics = {}
-        number = progress.step // (1 if group == "discriminator" else self.generator_interval)  # index of the group's update
+        steps = 1 if group == "discriminator" else self.generator_interval  # per update of the group
         for name, penalty in self._penalties_of(group):
-            if penalty.interval > 1 and number % penalty.interval == 0:
+            if penalty.interval > 1 and progress.due(steps * penalty.interval):
                 found = update(group, partial(self._penalty, name, penalty, penalty.interval), batch)
                 metrics |= {key: value for key, value in found.items() if not key.startswith("grad_norm/")}
         return metrics

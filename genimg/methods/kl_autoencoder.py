@@ -139,7 +139,7 @@ class KLAutoencoder(Method):
         return groups if self.adversary is None else groups | {"discriminator": list(self.adversary.parameters())}
 
     def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
-        judged = self.adversary if self.adversary is not None and progress.images >= self.adversary.start else None
+        judged = self.adversary if self.adversary is not None and progress.reached(self.adversary.start) else None
         batch, metrics = update.through("autoencoder", self._reconstruct, partial(self._loss, adversary=judged), batch)
         return metrics if judged is None else metrics | update("discriminator", self._discriminator_loss, batch)
 

@@ -14,7 +14,7 @@ from genimg.methods.base import Update
 from genimg.methods.conditional import shared_encoder
 from genimg.methods.vae import VAE
 from genimg.networks.discriminator import Discriminator
-from genimg.schedules import Number, Scheduled, is_positive, is_within, shown
+from genimg.schedules import Number, Scheduled, is_positive, is_within, is_zero, shown
 from genimg.types import Batch, Metrics, Microbatches, Progress
 
 
@@ -119,7 +119,7 @@ class VAEGAN(VAE):
         adversarial = torch.stack(judged).mean()
         loss = loss + self.adversarial_weight * adversarial
         metrics["loss/adversarial"] = adversarial.detach()
-        if self.similarity_weight:
+        if not is_zero(self.similarity_weight):
             on_real, on_made = (self.discriminator.seen(each, condition).float() for each in (image, reconstruction))
             difference = (on_made - on_real.detach()).square().mean()
             loss = loss + self.similarity_weight * difference

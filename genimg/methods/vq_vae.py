@@ -110,12 +110,12 @@ class VQVAE(ConditionalMethod):
 
     def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
         metrics: Metrics = {}
-        if self.autoencoder_until is None or progress.images < self.autoencoder_until:
+        if self.autoencoder_until is None or not progress.reached(self.autoencoder_until):
             batch, metrics = update.through("autoencoder", self._quantize, self._autoencoder_loss, batch)
             counts = self.quantizer.learn([Usage(*(each[f"usage/{key}"] for key in Usage._fields)) for each in batch])
             metrics["codebook/perplexity"] = perplexity(counts)
             metrics["codebook/used_codes"] = (counts > 0).sum()
-        if progress.images >= self.prior_from:
+        if progress.reached(self.prior_from):
             metrics |= update("prior", self._prior_loss, batch)
         return metrics
 

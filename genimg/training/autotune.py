@@ -1,4 +1,4 @@
-"""Resolve ``auto`` settings by benchmarking: how many microbatches fit into memory, and whether compiling pays.
+"""Resolve ``auto`` settings by trials: how many microbatches fit into memory, and whether CUDA graphs and compiling pay.
 
 Trials train for a few steps and leave no trace: afterwards, weights, optimizers and random numbers are as they would be without
 trials.
@@ -11,8 +11,8 @@ import gc
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,15 +20,14 @@ import torch
 from genimg.errors import ConfigError, first_line, is_memory_full
 from genimg.training.components import TrainingComponents
 from genimg.training.logger import SilentLogger
+from genimg.training.performance import GRAPH_MODES, Performance
 from genimg.training.trainer import Trainer
 from genimg.training.update import NonFiniteError
-from genimg.utils.distributed import alone, on_every_rank, world_size
+from genimg.utils.distributed import alone, broadcast_object, on_every_rank, world_size
 
 log = logging.getLogger(__name__)
 
-_MODE = "reduce-overhead"  # CUDA graphs: small networks are limited by launch overhead between kernels
-_WORTH_COMPILING = 15 * 60.0  # seconds of training below which compiling does not pay
-_GAIN = 1.05  # minimum speedup of compiled steps
+_GAIN = 1.05  # minimum speedup over plain steps
 _TOLERANCE = 0.05  # maximum difference of the trial steps' losses, relative to them or to 1
 _WARM_UP, _TIMED = 6, 20  # steps of a trial
 
@@ -51,15 +50,7 @@ def resolve_auto(parts: TrainingComponents, *, accumulation: bool, may_compile: 
         if parts.device.type == "cuda":
             parts = search_accumulation(parts, fits)
         log.info("accumulation: %d microbatches, the fewest that fit into memory", parts.settings.accumulation)
-    if parts.performance.compile == "auto":
-        mode: str | bool = False
-        tried = may_compile and not (parts.performance.activation_checkpointing or parts.settings.sync_batch_norm)
-        if parts.device.type == "cuda" and tried:
-            mode = choose_compilation(parts, _WORTH_COMPILING)
-        parts = replace(parts, performance=replace(parts.performance, compile=mode))
-        if mode:
-            parts.performance.compile_networks(parts.method)
-    return parts
+    return choose_execution(parts, Limits(), may_compile=may_compile)
 
 
 def search_accumulation(parts: TrainingComponents, fits: Callable[[TrainingComponents], bool]) -> TrainingComponents:
@@ -102,50 +93,118 @@ def fits(parts: TrainingComponents) -> bool:
     return True
 
 
-def choose_compilation(parts: TrainingComponents, worth: float, mode: str = _MODE) -> str | bool:
-    """Return ``mode`` if training takes long, compiling works, losses stay the same and steps become faster; else False.
+@dataclass(frozen=True)
+class Limits:
+    """Durations of a training without CUDA graphs and compilation, in seconds, from which a trial of them pays.
+
+    Attributes:
+        graph: Limit for capturing steps as CUDA graphs, which takes seconds.
+        compile: Limit for compiling, which takes minutes.
+    """
+
+    graph: float = 60.0
+    compile: float = 15 * 60.0
+
+
+def choose_execution(parts: TrainingComponents, limits: Limits, *, may_compile: bool) -> TrainingComponents:
+    """Return the components with ``performance.graph`` and ``performance.compile`` resolved by short trials.
+
+    The fastest combination is chosen whose losses agree with those of plain steps, if it is at least 5 % faster than these.
 
     Args:
-        parts: Components, neither compiled nor trained.
-        worth: Duration of training without compiling, in seconds, from which compiling pays.
-        mode: Mode of torch.compile.
+        parts: Components, not yet trained.
+        limits: Durations of training from which a trial pays.
+        may_compile: Whether to try compiling.
     """
+    given = parts.performance
+    plain = replace(given, graph=given.graph is True, compile=False if given.compile == "auto" else given.compile)
+    if plain == given:
+        return parts
+    modes = given.activation_checkpointing or parts.settings.sync_batch_norm  # do not work with compilation
+    candidates = _candidates(given, plain, may_compile=may_compile and not modes) if parts.device.type == "cuda" else []
+    chosen = _fastest(parts, plain, candidates, limits) if candidates else plain
+    if chosen.compile != plain.compile:
+        chosen.compile_networks(parts.method)
+    return replace(parts, performance=chosen)
+
+
+def _candidates(given: Performance, plain: Performance, *, may_compile: bool) -> list[Performance]:
+    """Return the combinations to try besides the plain one."""
+    found = []
+    tries_graph = given.graph == "auto" and plain.compile not in GRAPH_MODES and world_size() == 1
+    if tries_graph:
+        found.append(replace(plain, graph=True))
+    if given.compile == "auto" and may_compile:
+        # Without graphs of whole steps, small networks need those of torch.compile.
+        has_graphs = tries_graph or plain.graph is True
+        found.append(replace(plain, graph=has_graphs, compile="default" if has_graphs else "reduce-overhead"))
+    return found
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Seconds per step and mean losses of a trial, or the reason why there are none."""
+
+    seconds: float = math.inf
+    losses: Sequence[float] = ()
+    reason: str = ""
+
+
+def _fastest(parts: TrainingComponents, plain: Performance, candidates: Sequence[Performance], limits: Limits) -> Performance:
     parts.data.load()
-    share = parts.settings.batch_size // world_size()
-    plain = fast = off = math.inf
-    reason = ""
+    own = replace(parts, settings=replace(parts.settings, batch_size=parts.settings.batch_size // world_size()))
     with alone():  # a failing rank must not block the others
-        own = replace(parts, settings=replace(parts.settings, batch_size=share))
-        try:
-            with _without_trace(own) as tried:
-                plain, losses = _time(tried)
-            if (seconds := plain * parts.settings.duration / parts.settings.batch_size) < worth:
-                reason = f"training takes only {seconds:.0f} s without it"
-            else:
-                compiled = replace(own, performance=replace(own.performance, compile=mode))
-                fast, compiled_losses = _time_compiled(compiled)
-                differences = zip(compiled_losses, losses, strict=True)
-                off = max((abs(new - old) / max(1.0, abs(old)) for new, old in differences), default=0.0)
-        except Exception as error:  # a failure of the compiler must not end a run that works without it
-            reason = first_line(error)[:200]
-    if not reason and off > _TOLERANCE:
-        reason = f"losses differ by {off:.2g}"
-    if not reason and plain / fast <= _GAIN:
-        reason = f"{1e3 * fast:.2f} ms a step instead of {1e3 * plain:.2f}"
-    if not on_every_rank(not reason):
-        log.info("compilation: none (%s)", reason or "another process cannot compile")
-        return False
-    log.info("compilation: %s, %.2f ms a step instead of %.2f", mode, 1e3 * fast, 1e3 * plain)
-    return mode
+        usual = _try(own, plain, plain)
+        total = usual.seconds * parts.settings.duration / parts.settings.batch_size
+        trials = []
+        for each in candidates:
+            limit = limits.graph if each.compile == plain.compile else limits.compile
+            is_short = total < limit or usual.reason
+            trials.append(_Trial(reason=usual.reason or f"training takes {total:.0f} s without it") if is_short
+                          else _compared(_try(own, each, plain), usual))  # fmt: skip
+    chosen, best = plain, usual.seconds
+    for each, trial in zip(candidates, trials, strict=True):
+        works, seconds = on_every_rank(not trial.reason), broadcast_object(trial.seconds)
+        log.info("%s: %s", _named(each, plain), f"{1e3 * seconds:.2f} ms a step instead of {1e3 * usual.seconds:.2f}"
+                 if works else f"not used ({trial.reason or 'another process cannot use it'})")  # fmt: skip
+        if works and seconds < best:
+            chosen, best = each, seconds
+    return chosen
 
 
-def _time_compiled(parts: TrainingComponents) -> tuple[float, list[float]]:
-    with _without_trace(parts) as tried:
-        tried.performance.compile_networks(tried.method)
-        try:
-            return _time(tried)
-        finally:
-            tried.performance.forget_compiled(tried.method)
+def _try(parts: TrainingComponents, performance: Performance, plain: Performance) -> _Trial:
+    compiles = performance.compile != plain.compile
+    try:
+        with _without_trace(replace(parts, performance=performance)) as tried:
+            if compiles:
+                performance.compile_networks(tried.method)
+            try:
+                return _Trial(*_time(tried))
+            finally:
+                if compiles:
+                    performance.forget_compiled(tried.method)
+    except Exception as error:  # what does not work must not end a run that works without it
+        return _Trial(reason=first_line(error)[:200])
+
+
+def _compared(trial: _Trial, usual: _Trial) -> _Trial:
+    """Return the trial, with a reason if its losses differ from those of plain steps or it is not faster."""
+    if trial.reason:
+        return trial
+    pairs = zip(trial.losses, usual.losses, strict=True)
+    off = max((abs(new - old) / max(1.0, abs(old)) for new, old in pairs), default=0.0)
+    if not off <= _TOLERANCE:
+        return replace(trial, reason=f"losses differ by {off:.2g}")
+    if usual.seconds / trial.seconds <= _GAIN:
+        return replace(trial, reason=f"{1e3 * trial.seconds:.2f} ms a step instead of {1e3 * usual.seconds:.2f}")
+    return trial
+
+
+def _named(performance: Performance, plain: Performance) -> str:
+    names = (["CUDA graphs"] if performance.graph != plain.graph else []) + (
+        [f"torch.compile ({performance.compile})"] if performance.compile != plain.compile else []
+    )
+    return " with ".join(names)
 
 
 def _time(parts: TrainingComponents) -> tuple[float, list[float]]:

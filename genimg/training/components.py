@@ -54,7 +54,9 @@ class TrainingComponents:
     @property
     def decisions(self) -> Decisions:
         """The resolved values of ``auto`` settings."""
-        return Decisions(self.precision.name, self.settings.accumulation, self.performance.compile)
+        return Decisions(
+            self.precision.name, self.settings.accumulation, self.performance.compile, self.performance.graph is True
+        )
 
     def trainer(
         self,

@@ -16,11 +16,13 @@ class Decisions:
         precision: Name of the networks' number format.
         accumulation: Number of microbatches per batch; batch norm sees microbatches.
         compile: Mode of torch.compile, or False.
+        graph: Whether steps run as CUDA graphs.
     """
 
     precision: str
     accumulation: int
     compile: str | bool
+    graph: bool = False
 
     @classmethod
     def restored(cls, saved: Any) -> Decisions:

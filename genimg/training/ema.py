@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from genimg.errors import ConfigError
 from genimg.methods.base import Method
@@ -158,7 +157,6 @@ class WeightAverage:
             (ours, theirs) for ours, theirs in layers if any(True for _ in ours.buffers(recurse=False))
         ]
 
-    @torch.no_grad()
     def update(self, num_images: int, images_seen: int) -> None:
         """Move the average towards the trained networks.
 
@@ -166,6 +164,11 @@ class WeightAverage:
             num_images: Images that the networks were trained on since the last update.
             images_seen: Images that the networks were trained on since the start of training.
         """
+        self.move(1.0 - self.profile.decay(num_images, images_seen))
+
+    @torch.no_grad()
+    def move(self, share: float | Tensor) -> None:
+        """Move the average towards the trained networks by a share of the distance in [0, 1], a float or a 0-d tensor."""
         averaged: list[Tensor] = [*self._averaged]
         current: list[Tensor] = [*self._current]
         copied: list[Tensor] = []
@@ -177,8 +180,14 @@ class WeightAverage:
                 (current if is_averaged else originals).append(new)
         if copied:
             torch._foreach_copy_(copied, originals)
-        if averaged:
-            get_ema_multi_avg_fn(self.profile.decay(num_images, images_seen))(averaged, current, 0)
+        if not averaged:
+            return
+        if isinstance(share, Tensor):  # with a tensor, PyTorch's lerp would launch one kernel per parameter
+            steps = torch._foreach_sub(current, averaged)
+            torch._foreach_mul_(steps, share)
+            torch._foreach_add_(averaged, steps)
+        else:
+            torch._foreach_lerp_(averaged, current, share)
 
     @torch.no_grad()
     def restart(self) -> None:

@@ -33,30 +33,41 @@ _MOST_SHOWN = 5  # line numbers in a message
 
 
 class MeanMetrics:
-    """Running means on the device, read once per log interval."""
+    """Running means on the device, read once per log interval.
+
+    The sums keep their memory, so additions can be captured as part of a CUDA graph.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
     def add(self, metrics: Metrics) -> None:
+        """Add metrics to the sums. ``count`` must follow, once for each time that the addition runs on the device."""
         for name, value in metrics.items():
-            total = self._sums.get(name)
-            self._sums[name] = value.float() if total is None else total + value
+            if name not in self._sums:
+                self._sums[name] = torch.zeros_like(value, dtype=torch.float32)
+        if metrics:
+            torch._foreach_add_([self._sums[name] for name in metrics], list(metrics.values()))
+
+    def count(self, names: Iterable[str]) -> None:
+        """Count an addition of the metrics with these names."""
+        for name in names:
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def pop(self) -> dict[str, float]:
         """Return the means since the last call, over all ranks, with one transfer from the device."""
-        if not self._sums:
+        if not self._counts:
             return {}
-        means = _mean_over_ranks(torch.stack([total / self._counts[name] for name, total in self._sums.items()])).tolist()
-        result = dict(zip(self._sums, means, strict=True))
-        self._sums, self._counts = {}, {}
+        means = torch.stack([self._sums[name] / count for name, count in self._counts.items()])
+        result = dict(zip(self._counts, _mean_over_ranks(means).tolist(), strict=True))
+        torch._foreach_zero_(list(self._sums.values()))
+        self._counts = {}
         return result
 
     def state_dict(self) -> dict[str, Any]:
         """Return every rank's sums [W], because a run that resumed from their mean would not be bit-equal."""
-        sums = {name: all_gather_rows(total.reshape(1)) for name, total in self._sums.items()}
+        sums = {name: all_gather_rows(self._sums[name].reshape(1)) for name in self._counts}
         return {"sums": sums, "counts": dict(self._counts)}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:

@@ -16,7 +16,10 @@ from genimg.methods.base import Method
 from genimg.training import cpu, cpu_layers
 from genimg.training.activation_checkpointing import recompute_blocks
 
-_COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
+GRAPH_MODES = ("reduce-overhead", "max-autotune")
+"""Modes of torch.compile that capture CUDA graphs themselves."""
+
+_COMPILE_MODES = ("default", *GRAPH_MODES)
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Performance:
         fused_optimizer: Whether to use one kernel for all of an optimizer's arithmetic, where PyTorch has one.
         compile: Mode of torch.compile for every trained network, or False. ``reduce-overhead`` replays CUDA graphs.
             ``auto`` is resolved by a trial on a GPU (training/autotune.py) and is False elsewhere.
+        graph: Whether to run whole steps as CUDA graphs (training/step_graphs.py). ``auto`` is resolved like that of
+            ``compile``.
         activation_checkpointing: Whether to recompute blocks of networks in the backward pass to save memory.
         cpu_optimizations: Whether to use faster implementations on a CPU (training/cpu.py, cpu_layers.py).
     """
@@ -35,17 +40,20 @@ class Performance:
     channels_last: bool | str
     fused_optimizer: bool | str
     compile: bool | str
+    graph: bool | str = "auto"
     activation_checkpointing: bool = False
     cpu_optimizations: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("channels_last", "fused_optimizer"):
+        for name in ("channels_last", "fused_optimizer", "graph"):
             if getattr(self, name) not in (True, False, "auto"):
                 raise ValueError(f"{name}={getattr(self, name)} is unknown: choose auto, true or false")
         if self.compile not in ("auto", False, *_COMPILE_MODES):
             choices = ", ".join(("auto", "false", *_COMPILE_MODES))
             raise ValueError(f"compile={self.compile} is unknown: choose one of {choices}")
-
+        if self.graph is True and self.compile in GRAPH_MODES:
+            raise ValueError(f"graph=true does not work with compile={self.compile}, which has CUDA graphs of its own: set "
+                             "compile=default, or graph=false")  # fmt: skip
         if self.activation_checkpointing not in (True, False):
             raise ValueError(f"activation_checkpointing={self.activation_checkpointing} must be true or false")
         if self.activation_checkpointing and self.compile in _COMPILE_MODES:
@@ -62,8 +70,10 @@ class Performance:
         """Move the networks to the device in the requested memory format, and set up compilation.
 
         Raises:
-            ConfigError: If activation checkpointing is requested for networks without blocks.
+            ConfigError: If activation checkpointing is requested for networks without blocks, or CUDA graphs on another device.
         """
+        if self.graph is True and device.type != "cuda":
+            raise ConfigError(f"graph=true needs a CUDA device, but the device is {device.type}", "set it to auto")
         method.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
         if self.cpu_optimizations and device.type == "cpu":
             cpu.keep_freed_memory()
@@ -112,6 +122,7 @@ class Performance:
         chosen = {
             "channels last": bool(self.channels_last),
             "fused optimizer": any(optimizer.defaults.get("fused") for optimizer in optimizers),
+            "CUDA graphs": self.graph is True,
             f"torch.compile ({self.compile})": self.compile in _COMPILE_MODES,
             "activation checkpointing": self.activation_checkpointing,
         }

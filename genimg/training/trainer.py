@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import FrameType, MappingProxyType
 from typing import Any
@@ -22,27 +22,30 @@ from genimg.evaluation.feature_extraction import EvaluationInterruptedError
 from genimg.evaluation.result import Evaluation
 from genimg.methods.base import Method
 from genimg.methods.capabilities import Generates, PreparesSaving, Translates
-from genimg.schedules import ScheduledNumbers
 from genimg.training import posthoc_ema
 from genimg.training.async_writer import Background, snapshot, unchanged_buffers
 from genimg.training.batch_statistics import BatchStatistics
 from genimg.training.checkpoint import CheckpointFolder
 from genimg.training.clocks import Clocks
 from genimg.training.device import Precision
-from genimg.training.ema import Exponential, PowerFunction, Profile, WeightAverage, chosen_weights, label_of
+from genimg.training.ema import PowerFunction, Profile, WeightAverage, chosen_weights, label_of
 from genimg.training.evaluation_schedule import ScheduledEvaluator
 from genimg.training.logger import Logger, MeanMetrics, ProgressBar
-from genimg.training.optimizers import require_fitting_state
+from genimg.training.optimizers import plain_state, require_fitting_state
 from genimg.training.performance import Performance, lay_out_as_parameters
 from genimg.training.schedules import OptimizerSchedules
 from genimg.training.state import TrainerSettings, TrainingState
+from genimg.training.step_graphs import StepGraphs
+from genimg.training.step_numbers import StepNumbers
 from genimg.training.update import StepRNG, Updater, split
-from genimg.types import Batch, Metrics, Microbatches, Progress
+from genimg.types import Batch, Progress
 from genimg.utils.distributed import Vote, broadcast_object, raise_on_any_rank, rank, world_size
 from genimg.utils.rng import Stream, seed_of, steady
 from genimg.utils.terminal import stop_signals, write_to_stderr
 
 log = logging.getLogger(__name__)
+
+_Run = Callable[[Batch, Progress], Sequence[str]]
 
 _REPEATED_SIGNAL_SECONDS = 0.5  # a second SIGINT within this time counts as a duplicate
 
@@ -123,7 +126,7 @@ class Trainer:
         self.averages = {name: WeightAverage(method, profile) for name, profile in profiles.items()}
         self.weights = chosen_weights(profiles, settings.weights)
         self.sampled: Method = self.averages[self.weights].method if self.weights in self.averages else method
-        self.numbers = ScheduledNumbers(method, {f"ema.{name}": profile for name, profile in profiles.items()})
+        self.numbers = StepNumbers(method, optimizers, schedules, profiles)
         self.data = data
         self.evaluator = evaluator
         self.device = precision.device
@@ -143,13 +146,6 @@ class Trainer:
         self.state = TrainingState()
         self._background = Background()
         self.means = MeanMetrics()
-        averages = profiles.items()
-        self._limited = {name: each for name, each in averages if isinstance(each, Exponential) and each.ramp_up < math.inf}
-        self._changes: list[Callable[[int, int], None]] = []  # called before every step
-        if self.numbers:
-            self._changes.append(self.numbers.advance)
-        if schedules:
-            self._changes.append(partial(schedules.apply, optimizers, schedules.base_rates(optimizers)))
         self._is_first_rank = rank() == 0
         self._ranks = _Ranks(method) if world_size() > 1 else None
         self._is_contiguous = performance.memory_format == torch.contiguous_format
@@ -188,20 +184,19 @@ class Trainer:
         is_main = threading.current_thread() is threading.main_thread()  # other threads cannot handle signals
         previous = {s: signal.signal(s, self._request_stop) for s in stop_signals()} if is_main else {}
         try:
-            stream = self._stream()
-            self.method.train()
-            while True:
-                self._maintain(logger, bar)
-                if self.state.images >= self.settings.duration:
-                    if self._ranks is not None:
-                        self._ranks.wait()
-                    self._wait_for_files()
-                    return self.state
-                progress = self.progress
-                batch = self._begin_step(stream, progress)
-                self._end_step(self.method.step(batch, progress, self.updater), progress)
-                self._agree()
-                bar.advance(self.settings.batch_size)
+            with self._step_runner() as run:
+                stream = self._stream()
+                self.method.train()
+                while True:
+                    self._maintain(logger, bar)
+                    if self.state.images >= self.settings.duration:
+                        if self._ranks is not None:
+                            self._ranks.wait()
+                        self._wait_for_files()
+                        return self.state
+                    self._step(stream, run)
+                    self._agree()
+                    bar.advance(self.settings.batch_size)
         finally:
             bar.close()
             try:
@@ -220,13 +215,12 @@ class Trainer:
 
     def steps(self) -> Iterator[int]:
         """Train endlessly and yield the images seen after each step; log, preview, evaluate and save nothing."""
-        stream = self._stream()
-        self.method.train()
-        while True:
-            progress = self.progress
-            batch = self._begin_step(stream, progress)
-            self._end_step(self.method.step(batch, progress, self.updater), progress)
-            yield self.state.images
+        with self._step_runner() as run:
+            stream = self._stream()
+            self.method.train()
+            while True:
+                self._step(stream, run)
+                yield self.state.images
 
     def _stream(self) -> Iterator[Batch]:
         return self.data.batches(
@@ -237,10 +231,32 @@ class Trainer:
             world_size=world_size(),
         )
 
-    def _begin_step(self, stream: Iterator[Batch], progress: Progress) -> Microbatches:
+    @contextlib.contextmanager
+    def _step_runner(self) -> Iterator[_Run]:
+        """Yield the function that runs the device's part of a step: as it is, or as CUDA graphs.
+
+        The block runs on the graphs' stream.
+        """
+        if self.performance.graph is not True:
+            yield lambda batch, progress: self._work(batch, progress)
+            return
+        self.numbers.hold_on(self.device)
+        self.updater.hold_step()
+        graphs = StepGraphs(self._work, self.device)
+        graphs.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(graphs.stream):
+            yield lambda batch, progress: graphs.run(batch, progress, self.numbers.are_zero)
+        torch.cuda.current_stream(self.device).wait_stream(graphs.stream)
+
+    def _step(self, stream: Iterator[Batch], run: _Run) -> None:
+        progress = self.progress
+        batch = self._begin_step(stream, progress)
+        self.means.count(run(batch, progress))
+        self.state.images += progress.batch_size
+
+    def _begin_step(self, stream: Iterator[Batch], progress: Progress) -> Batch:
         """Set everything that depends on the images seen, and fetch the batch."""
-        for change in self._changes:
-            change(progress.images, progress.batch_size)
+        self.numbers.begin(progress)
         if self.performance.compile:
             self.performance.begin_step()
         self.updater.begin(progress.step)
@@ -249,16 +265,18 @@ class Trainer:
         self._waited += time.monotonic() - requested_at
         if self._is_contiguous:  # batches are channels-last
             batch = {key: value.contiguous() for key, value in batch.items()}
-        return split(batch, self.settings.accumulation)
+        return batch
 
-    def _end_step(self, metrics: Metrics, progress: Progress) -> None:
+    def _work(self, batch: Batch, progress: Progress) -> list[str]:
+        """Run the device's part of a step and return the names of its metrics."""
+        metrics = self.method.step(split(batch, self.settings.accumulation), progress, self.updater)
         self.means.add(metrics)
         if self._ranks is not None:
             self._ranks.average_batch_statistics()
-        self.state.images += progress.batch_size
         if self.averages and progress.due(self.method.inference_interval):
-            for average in self.averages.values():
-                average.update(progress.batch_size * self.method.inference_interval, self.state.images)
+            for name, average in self.averages.items():
+                average.move(self.numbers.share(name))
+        return list(metrics)
 
     def _agree(self) -> None:
         """Agree whether to stop, and whether to save because the first rank's clock is due."""
@@ -328,10 +346,8 @@ class Trainer:
         self.state.seconds += now - then
         self._interval_start = (now, self.state.images)
         rate = (self.state.images - images_then) / max(now - then, 1e-9)
-        rates = {f"lr/{name}": optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
-        driven = self.numbers.values() | self.schedules.values(self.optimizers)
-        driven |= {f"ema.{name}.half_life": each.half_life_at(self.state.images) for name, each in self._limited.items()}
-        rates |= {f"schedule/{name}": value for name, value in driven.items()}
+        rates = {f"lr/{name}": rate for name, rate in self.numbers.rates().items()}
+        rates |= {f"schedule/{name}": value for name, value in self.numbers.scheduled(self.state.images).items()}
         times = {"time/images_per_second": rate, "time/data_wait_share": self._waited / max(now - then, 1e-9)}
         self.state.waiting_seconds += self._waited
         self._waited = 0.0
@@ -445,7 +461,7 @@ class Trainer:
             **self.describe,
             "method": self.method.state_dict(),
             "averages": {name: average.state_dict() for name, average in self.averages.items()},
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "optimizers": {name: plain_state(optimizer) for name, optimizer in self.optimizers.items()},
             "means": self.means.state_dict(),
             "training": vars(self.state).copy(),
         }

@@ -123,7 +123,7 @@ class Updater:
         self.max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
         self.rng = rng
         self.networks = networks
-        self.step = 0
+        self.step: int | Tensor = 0
         self._replays: dict[str, list[Replay]] = {}
         # The first step at which each group was not finite, kept on the device because reading it would synchronise.
         self._first_bad = {
@@ -132,7 +132,10 @@ class Updater:
 
     def begin(self, step: int) -> None:
         """Start a step and its random streams."""
-        self.step = step
+        if isinstance(self.step, Tensor):
+            self.step.fill_(step)
+        else:
+            self.step = step
         self._replays = {}
         if self.rng is not None:
             self.rng.begin(step)
@@ -186,6 +189,10 @@ class Updater:
         optimizer.step()
         return metrics
 
+    def hold_step(self) -> None:
+        """From now on, keep the number of the step on the device, so the operations of a step can be captured."""
+        self.step = torch.zeros((), dtype=torch.int64, device=self._device)
+
     def raise_if_not_finite(self) -> None:
         """Wait for the device and check the finite flags.
 
@@ -207,7 +214,10 @@ class Updater:
             nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
         flag = self._first_bad[group]
         bad = ~torch.isfinite(norm + loss) & (flag < 0)
-        flag.masked_fill_(bad, self.step)  # passes the step as a kernel argument; torch.where would copy it and synchronise
+        if isinstance(self.step, Tensor):
+            flag.copy_(torch.where(bad, self.step, flag))
+        else:
+            flag.masked_fill_(bad, self.step)  # passes the step as a kernel argument; torch.where would copy it and synchronise
         return norm
 
     def _of_microbatch(self, number: int) -> AbstractContextManager[None]:

@@ -14,6 +14,7 @@ from genimg.errors import ConfigError
 from genimg.losses.few_steps import ConsistencyLoss
 from genimg.methods.consistency import ConsistencyModel, ConsistencyOptions
 from genimg.networks.conditioning import ConditionEncoder, OneHot, Unconditional
+from genimg.schedules import ScheduledNumbers
 from genimg.types import Batch
 from genimg.utils.durations import NumImages
 from genimg.utils.rng import mixed_keys
@@ -53,31 +54,36 @@ def batch(count=6, num_classes=0) -> Batch:
     return made | ({"label": torch.arange(count) % num_classes} if num_classes else {})
 
 
+def at(method: ConsistencyModel, images: int) -> ConsistencyModel:
+    ScheduledNumbers(method).advance(images, 6)
+    return method
+
+
 @pytest.mark.parametrize(("images", "stage"), [(0, 1), (999, 1), (1000, 2), (4500, 5)])
 def test_the_smaller_time_approaches_the_larger_in_stages(images, stage):
     time = torch.tensor([0.01, 0.5, 1.0, 3.0, 20.0, 80.0])
     expected = [max(0.0, each * (1.0 - (1.0 + 8.0 / (1.0 + math.exp(each))) / 2.0**stage)) for each in time.double().tolist()]
-    torch.testing.assert_close(build().earlier(time, images), torch.tensor(expected), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(at(build(), images).earlier(time), torch.tensor(expected), rtol=1e-5, atol=1e-6)
 
 
 def test_without_stages_the_mapping_stays():
     method, time = build(ratio=256.0, stage=None), torch.tensor([0.5, 5.0])
-    assert torch.equal(method.earlier(time, 0), method.earlier(time, 10**7))
-    assert (method.earlier(time, 0) / time > 0.97).all()
+    assert torch.equal(at(method, 0).earlier(time), at(method, 10**7).earlier(time))
+    assert (method.earlier(time) / time > 0.97).all()
 
 
 def test_the_smaller_time_never_rounds_to_the_larger():
     times = torch.tensor([0.01, 1.0, 80.0])
     for method in (build(), build(ratio=256.0)):
-        assert (method.earlier(times, 10**9) < times).all()
+        assert (at(method, 10**9).earlier(times) < times).all()
 
 
 @pytest.mark.parametrize("images", [0, 3000])
 def test_the_loss_is_the_distance_of_two_estimates_with_the_same_noise(images):
-    method, whole, nothing = build(), batch(), torch.empty(6, 0)
+    method, whole, nothing = at(build(), images), batch(), torch.empty(6, 0)
     noise = normal(mixed_keys(whole["noise_key"], NOISE), (3, 8, 8))
     time = method.times.at(mixed_keys(whole["noise_key"], TIME), method.denoiser.path)
-    earlier = method.earlier(time, images)
+    earlier = method.earlier(time)
 
     def estimate(sigma: Tensor) -> Tensor:
         return method.denoiser.estimate(whole["image"] + sigma[:, None, None, None] * noise, sigma, nothing)
@@ -85,7 +91,7 @@ def test_the_loss_is_the_distance_of_two_estimates_with_the_same_noise(images):
     with torch.no_grad():
         target = [estimate(earlier)[i] if earlier[i] > 0 else whole["image"][i] for i in range(6)]
         distance = (estimate(time) - torch.stack(target)).flatten(1).norm(dim=1)
-    loss, metrics = method._loss(whole, images)
+    loss, metrics = method._loss(whole)
     assert loss.item() == pytest.approx((distance / (time - earlier)).mean().item(), rel=1e-4)
     assert metrics["loss/distance"].item() == pytest.approx(distance.mean().item(), rel=1e-4)
     assert (earlier == 0).any() == (images == 0)
@@ -94,14 +100,14 @@ def test_the_loss_is_the_distance_of_two_estimates_with_the_same_noise(images):
 def test_the_target_has_no_gradient():
     method, whole = build(), batch()
     noise, time = torch.randn(6, 3, 8, 8), torch.linspace(1.0, 9.0, 6)
-    target = method._target(whole["image"], noise, time, method.earlier(time, 3000), torch.empty(6, 0))
+    target = method._target(whole["image"], noise, time, at(method, 3000).earlier(time), torch.empty(6, 0))
     assert not target.requires_grad
 
 
 def test_both_passes_have_the_same_dropout_mask_and_different_steps_do_not():
     method = build(dropout=0.5)
-    method._loss(batch(), 3000)
-    method._loss(batch(), 3000)
+    at(method, 3000)._loss(batch())
+    at(method, 3000)._loss(batch())
     target, estimate, next_target, next_estimate = method.denoiser.network.masks
     assert 0.4 < target.float().mean() < 0.6
     assert torch.equal(target, estimate)
@@ -111,8 +117,8 @@ def test_both_passes_have_the_same_dropout_mask_and_different_steps_do_not():
 
 def test_the_loss_of_an_image_does_not_depend_on_its_batch():
     method, whole = build(num_classes=2), batch(num_classes=2)
-    loss, _ = method._loss(whole, 2000)
-    each = [method._loss({key: value[i : i + 1] for key, value in whole.items()}, 2000)[0].item() for i in range(6)]
+    loss, _ = at(method, 2000)._loss(whole)
+    each = [method._loss({key: value[i : i + 1] for key, value in whole.items()})[0].item() for i in range(6)]
     assert loss.item() == pytest.approx(sum(each) / 6, rel=1e-5)
 
 

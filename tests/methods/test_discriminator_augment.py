@@ -33,7 +33,7 @@ def noise_images(*shape, dtype=torch.float32):
 def adaptive(p=0.0, *, groups=BGC, target=0.6, interval=4, speed=1000, batch_size=10):
     module = AdaptiveAugment(groups=groups, target=target, interval=interval, speed=speed)
     module.p.fill_(p)
-    module.begin(0, batch_size)
+    module.begin(batch_size)
     return module
 
 
@@ -486,9 +486,9 @@ def test_p_rises_above_one_and_a_logit_of_zero_counts_as_neither():
 
 def test_p_goes_from_zero_to_one_over_as_many_images_as_speed_says():
     module = adaptive(speed=960, interval=4, batch_size=8)
-    for step in range(120):
+    for _ in range(120):
         assert module.p.item() < 1 - 1e-5
-        module.begin(8 * step, 8)
+        module.begin(8)
         module.observe(torch.ones(8))
     assert module.p.item() == pytest.approx(1.0, abs=1e-5)
 
@@ -549,14 +549,14 @@ def test_a_schedule_drives_the_probability(images, expected):
     module = FixedAugment(groups=ALL, p=Linear(start=0.0, end=0.6, duration=1000))
     assert module.metrics()["discriminator_augment/p"].item() == 0.0
     ScheduledNumbers(module).advance(images, 10)
-    module.begin(images, 10)
+    module.begin(10)
     assert module.metrics()["discriminator_augment/p"].item() == pytest.approx(expected)
     assert module.state_dict() == {}
 
 
 def test_a_fixed_probability_stays():
     module = FixedAugment(groups={"cutout": 1.0}, p=1)
-    module.begin(10**6, 10)
+    module.begin(10)
     assert module.metrics()["discriminator_augment/p"].item() == 1.0
     assert (seeded(module)(torch.ones(5, 1, 8, 8)).amin((1, 2, 3)) == 0).all()
 

@@ -70,6 +70,9 @@ class Performance:
         "auto",
         one_of=("auto", False, "default", "reduce-overhead", "max-autotune"),
     )
+    graph: bool | str = option(
+        "Whole training steps as CUDA graphs; auto benchmarks them on a GPU", "auto", one_of=("auto", True, False)
+    )
     activation_checkpointing: bool = option(
         "Recompute blocks of networks in the backward pass: slower, but needs less memory", False
     )

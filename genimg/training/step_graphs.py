@@ -1,0 +1,164 @@
+"""Training steps as CUDA graphs: all kernels of a step are launched at once, so the host no longer limits small networks.
+
+A graph repeats the operations with which it was captured. Whatever changes from step to step is therefore an input of the
+graph: the batch is copied into buffers that stay in place, numbers are kept on the device (training/step_numbers.py), and the
+generator from which the graph takes random numbers is seeded before each step. Where Python decides by the progress of the
+training, each combination of answers has a graph of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from genimg.errors import first_line
+from genimg.types import Batch, Progress
+
+log = logging.getLogger(__name__)
+
+Work = Callable[[Batch, Progress], Sequence[str]]
+"""Everything that a step does on the device. Returns the names of its metrics."""
+
+
+@dataclass
+class Questions:
+    """What a step asked about the progress of the training.
+
+    Attributes:
+        answers: Answers of ``due`` and ``reached``, by method and argument.
+        reads_number: Whether the step read a number.
+    """
+
+    answers: dict[tuple[str, int], bool] = field(default_factory=dict)
+    reads_number: bool = False
+
+
+class WatchedProgress(Progress):
+    """A Progress that records what it is asked."""
+
+    _progress: Progress
+    _questions: Questions
+
+    def __init__(self, progress: Progress, questions: Questions) -> None:
+        for name, value in (("_progress", progress), ("_questions", questions), ("batch_size", progress.batch_size)):
+            object.__setattr__(self, name, value)  # the class is frozen
+
+    @property
+    def images(self) -> int:
+        self._questions.reads_number = True
+        return self._progress.images
+
+    def due(self, interval: int) -> bool:
+        return self._asked("due", interval)
+
+    def reached(self, images: int) -> bool:
+        return self._asked("reached", images)
+
+    def _asked(self, question: str, number: int) -> bool:
+        answer = self._questions.answers[question, number] = _answer(self._progress, question, number)
+        return answer
+
+
+def _answer(progress: Progress, question: str, number: int) -> bool:
+    return progress.due(number) if question == "due" else progress.reached(number)
+
+
+@dataclass
+class _Kind:
+    """Steps that run the same operations, because their questions about the progress have the same answers.
+
+    Attributes:
+        answers: Questions that such a step asks, with their answers.
+        zeros: Which scheduled numbers are 0.
+        names: Names of the step's metrics.
+        graph: The captured step; None before the capture, or if there is none.
+        is_eager: Whether it cannot be captured.
+    """
+
+    answers: dict[tuple[str, int], bool]
+    zeros: tuple[bool, ...]
+    names: Sequence[str]
+    graph: torch.cuda.CUDAGraph | None = None
+    is_eager: bool = False
+
+    def includes(self, progress: Progress, zeros: tuple[bool, ...]) -> bool:
+        return zeros == self.zeros and all(_answer(progress, *asked) == answer for asked, answer in self.answers.items())
+
+
+class StepGraphs:
+    """Runs training steps as CUDA graphs.
+
+    The first step of a kind runs normally, which also creates what is created once, such as the optimizers' state. The second
+    is captured. All graphs share one stream, on which the caller must run everything else, too, and one pool of memory.
+
+    Args:
+        work: See ``Work``.
+        device: CUDA device.
+
+    Attributes:
+        reasons: Why steps could not be captured.
+    """
+
+    def __init__(self, work: Work, device: torch.device) -> None:
+        self._work = work
+        self.stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+        self._kinds: list[_Kind] = []
+        self._inputs: Batch = {}
+        self.reasons: set[str] = set()
+
+    def run(self, batch: Batch, progress: Progress, zeros: tuple[bool, ...]) -> Sequence[str]:
+        """Run a step and return the names of its metrics.
+
+        Args:
+            batch: Batch of the step, the same shapes in every step.
+            progress: Progress of the training.
+            zeros: Which scheduled numbers are 0 in this step.
+        """
+        batch = self._in_place(batch)
+        kind = next((each for each in self._kinds if each.includes(progress, zeros)), None)
+        if kind is not None and kind.graph is None and not kind.is_eager:
+            self._capture(kind, batch, progress)
+        if kind is not None and kind.graph is not None:
+            kind.graph.replay()
+            return kind.names
+        questions = Questions()
+        names = self._work(batch, WatchedProgress(progress, questions))
+        if kind is None:
+            kind = _Kind(questions.answers, zeros, names)
+            self._kinds.append(kind)
+            if questions.reads_number:
+                self._refuse(kind, "the method computes with the number of images seen")
+        return names
+
+    def _in_place(self, batch: Batch) -> Batch:
+        """Copy a batch to where the graphs read it."""
+        if not self._inputs:
+            self._inputs = {key: value.clone() for key, value in batch.items()}
+        else:
+            torch._foreach_copy_(list(self._inputs.values()), [batch[key] for key in self._inputs])
+        return dict(self._inputs)
+
+    def _capture(self, kind: _Kind, batch: Batch, progress: Progress) -> None:
+        graph = torch.cuda.CUDAGraph()
+        on_host = torch.default_generator.get_state()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local"):
+                self._work(batch, WatchedProgress(progress, Questions()))
+        except RuntimeError as error:  # an operation that cannot be captured, such as one that waits for the device
+            self._refuse(kind, first_line(error))
+            return
+        if not torch.equal(on_host, torch.default_generator.get_state()):
+            torch.default_generator.set_state(on_host)
+            self._refuse(kind, "the step draws random numbers on the host")
+            return
+        kind.graph = graph
+
+    def _refuse(self, kind: _Kind, reason: str) -> None:
+        kind.is_eager = True
+        if reason not in self.reasons:
+            self.reasons.add(reason)
+            log.warning("some steps do not run as CUDA graphs: %s", reason)

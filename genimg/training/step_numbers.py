@@ -1,0 +1,132 @@
+"""Everything that changes from step to step as a number: scheduled numbers, learning rates, weights of averages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from genimg.methods.base import Method
+from genimg.schedules import ScheduledNumbers
+from genimg.training.ema import Exponential, Profile
+from genimg.training.optimizers import make_capturable
+from genimg.training.schedules import OptimizerSchedules
+from genimg.types import Progress
+
+
+class StepNumbers:
+    """Sets the numbers of each step.
+
+    Normally these are floats. The operations of a CUDA graph, however, repeat with the numbers with which they were captured,
+    so ``hold_on`` keeps the numbers in memory of the device, to which a step's values are copied before it runs.
+
+    Args:
+        method: Method in training.
+        optimizers: Its optimizers, newly built.
+        schedules: Schedules of the optimizers' settings.
+        profiles: Profiles of the averages, by name.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        optimizers: Mapping[str, Optimizer],
+        schedules: OptimizerSchedules,
+        profiles: Mapping[str, Profile],
+    ) -> None:
+        self._optimizers = optimizers
+        self._schedules = schedules
+        self._base_rates = schedules.base_rates(optimizers)
+        self._rates = {name: list(rates) for name, rates in self._base_rates.items()}
+        self._profiles = profiles
+        self._scheduled = ScheduledNumbers(method)
+        self._of_profiles = ScheduledNumbers(nn.Module(), {f"ema.{name}": profile for name, profile in profiles.items()})
+        self._interval = method.inference_interval
+        self._shares: dict[str, float] = {}
+        self._memory: Tensor | None = None
+        self._places: list[Tensor] = []  # elements of the memory: rates, betas, shares, scheduled numbers
+        self._filled: list[float] = []
+
+    def hold_on(self, device: torch.device) -> None:
+        """From the next ``begin`` on, keep the numbers in memory of ``device``.
+
+        Raises:
+            ConfigError: If an optimizer or a schedule needs its numbers on the host.
+        """
+        for name, optimizer in self._optimizers.items():
+            make_capturable(optimizer, self._schedules.settings.get(name, {}))
+        count = sum(len(group) for group in (self._rates_of_groups(), self._betas(), self._profiles, self._scheduled))
+        self._memory = torch.zeros(count, device=device)
+        self._places, self._filled = list(self._memory.unbind()), []
+        self._scheduled.hold(self._places[count - len(self._scheduled) :])
+
+    def begin(self, progress: Progress) -> None:
+        """Set the numbers of a step."""
+        images, batch_size = progress.images, progress.batch_size
+        self._scheduled.advance(images, batch_size)
+        self._of_profiles.advance(images, batch_size)
+        if self._schedules:
+            self._schedules.apply(self._optimizers, self._base_rates, images, batch_size)
+            self._rates = {name: [group["lr"] for group in each.param_groups] for name, each in self._optimizers.items()}
+        seen = batch_size * self._interval
+        self._shares = {name: 1.0 - each.decay(seen, images + batch_size) for name, each in self._profiles.items()}
+        if self._memory is not None:
+            self._fill(self._memory)
+
+    def _fill(self, memory: Tensor) -> None:
+        rates, betas = self._rates_of_groups(), self._betas()
+        values = [*rates, *betas, *self._shares.values(), *self._scheduled.values().values()]
+        if values != self._filled:
+            memory.copy_(torch.tensor(values), non_blocking=True)
+            self._filled = values
+        places = iter(self._places)
+        for optimizer in self._optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = next(places)
+        for group in self._groups_with_scheduled_betas():
+            group["betas"] = next(places), next(places)
+
+    def _rates_of_groups(self) -> list[float]:
+        return [rate for rates in self._rates.values() for rate in rates]
+
+    def _betas(self) -> list[float]:
+        return [beta for group in self._groups_with_scheduled_betas() for beta in group["betas"]]
+
+    def _groups_with_scheduled_betas(self) -> list[dict[str, Any]]:
+        driven = (self._optimizers[name] for name, settings in self._schedules.settings.items() if "betas" in settings)
+        return [group for optimizer in driven for group in optimizer.param_groups]
+
+    def share(self, name: str) -> float | Tensor:
+        """Return the share of the trained weights in an average's new value (see ``WeightAverage.move``)."""
+        if self._memory is None:
+            return self._shares[name]
+        behind = len(self._profiles) + len(self._scheduled)
+        return self._places[len(self._places) - behind + list(self._profiles).index(name)]
+
+    @property
+    def are_zero(self) -> tuple[bool, ...]:
+        """Which scheduled numbers are 0 in this step; code may skip what is multiplied by them."""
+        return tuple(value == 0 for value in self._scheduled.values().values())
+
+    def rates(self) -> dict[str, float]:
+        """Return the learning rate of each optimizer's first parameter group."""
+        return {name: rates[0] for name, rates in self._rates.items()}
+
+    def scheduled(self, images_seen: int) -> dict[str, float]:
+        """Return the scheduled numbers of this step, and half-lives that are still limited by their ramp-up."""
+        limited = {name: each for name, each in self._profiles.items() if isinstance(each, Exponential)}
+        settings = {name: float(value) for name, value in self._schedules.values(self._optimizers).items()}
+        return (
+            self._scheduled.values()
+            | self._of_profiles.values()
+            | settings
+            | {
+                f"ema.{name}.half_life": each.half_life_at(images_seen)
+                for name, each in limited.items()
+                if each.ramp_up < math.inf
+            }
+        )
