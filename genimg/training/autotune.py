@@ -120,9 +120,9 @@ def choose_execution(parts: TrainingComponents, limits: Limits, *, may_compile: 
     plain = replace(given, graph=given.graph is True, compile=False if given.compile == "auto" else given.compile)
     if plain == given:
         return parts
-    modes = given.activation_checkpointing or parts.settings.sync_batch_norm  # do not work with compilation
-    candidates = _candidates(given, plain, may_compile=may_compile and not modes) if parts.device.type == "cuda" else []
-    chosen = _fastest(parts, plain, candidates, limits) if candidates else plain
+    may_compile = may_compile and not (given.activation_checkpointing or parts.settings.sync_batch_norm)
+    candidates = _candidates(given, plain, may_compile=may_compile) if parts.device.type == "cuda" else []
+    chosen = fastest(parts, plain, candidates, limits) if candidates else plain
     if chosen.compile != plain.compile:
         chosen.compile_networks(parts.method)
     return replace(parts, performance=chosen)
@@ -150,7 +150,15 @@ class _Trial:
     reason: str = ""
 
 
-def _fastest(parts: TrainingComponents, plain: Performance, candidates: Sequence[Performance], limits: Limits) -> Performance:
+def fastest(parts: TrainingComponents, plain: Performance, candidates: Sequence[Performance], limits: Limits) -> Performance:
+    """Return the fastest of some settings by trials that leave no trace.
+
+    Args:
+        parts: Components, not yet trained.
+        plain: Settings to which the candidates are compared.
+        candidates: Settings with other values of ``graph`` and ``compile``.
+        limits: Durations of training from which a trial pays.
+    """
     parts.data.load()
     own = replace(parts, settings=replace(parts.settings, batch_size=parts.settings.batch_size // world_size()))
     with alone():  # a failing rank must not block the others

@@ -43,7 +43,12 @@ class MeanMetrics:
         self._counts: dict[str, int] = {}
 
     def add(self, metrics: Metrics) -> None:
-        """Add metrics to the sums. ``count`` must follow, once for each time that the addition runs on the device."""
+        """Add the metrics of a step."""
+        self.accumulate(metrics)
+        self.count(metrics)
+
+    def accumulate(self, metrics: Metrics) -> None:
+        """Do the device's part of ``add``; ``count`` does the rest, each time that this part has run."""
         for name, value in metrics.items():
             if name not in self._sums:
                 self._sums[name] = torch.zeros_like(value, dtype=torch.float32)
@@ -51,7 +56,7 @@ class MeanMetrics:
             torch._foreach_add_([self._sums[name] for name in metrics], list(metrics.values()))
 
     def count(self, names: Iterable[str]) -> None:
-        """Count an addition of the metrics with these names."""
+        """Count an addition to the sums of the metrics with these names."""
         for name in names:
             self._counts[name] = self._counts.get(name, 0) + 1
 
@@ -67,7 +72,7 @@ class MeanMetrics:
 
     def state_dict(self) -> dict[str, Any]:
         """Return every rank's sums [W], because a run that resumed from their mean would not be bit-equal."""
-        sums = {name: all_gather_rows(self._sums[name].reshape(1)) for name in self._counts}
+        sums = {name: all_gather_rows(self._sums[name].reshape(1).clone()) for name in self._counts}
         return {"sums": sums, "counts": dict(self._counts)}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
@@ -84,7 +89,7 @@ class MeanMetrics:
         def own(sums: Tensor) -> Tensor:
             return sums.reshape(-1)[rank()] if sums.numel() == world_size() else sums.mean()
 
-        self._sums = {name: own(sums).to(device) for name, sums in state["sums"].items()}
+        self._sums = {name: own(sums).to(device, copy=True) for name, sums in state["sums"].items()}
         self._counts = dict(state["counts"])
 
 

@@ -270,7 +270,7 @@ class Trainer:
     def _work(self, batch: Batch, progress: Progress) -> list[str]:
         """Run the device's part of a step and return the names of its metrics."""
         metrics = self.method.step(split(batch, self.settings.accumulation), progress, self.updater)
-        self.means.add(metrics)
+        self.means.accumulate(metrics)
         if self._ranks is not None:
             self._ranks.average_batch_statistics()
         if self.averages and progress.due(self.method.inference_interval):

@@ -326,7 +326,10 @@ def test_compilation_is_chosen_by_a_trial_that_leaves_no_trace(
 ) -> None:
     compiling(monkeypatch, **made_up)  # type: ignore[arg-type]
     before = {name: tensor.clone() for name, tensor in parts.method.state_dict().items()}
-    assert autotune.choose_compilation(parts, worth, mode="default") == found
+    plain = replace(parts.performance, graph=False, compile=False)
+    limits = autotune.Limits(graph=worth, compile=worth)
+    chosen = autotune.fastest(parts, plain, [replace(plain, compile="default")], limits)
+    assert chosen == replace(plain, compile=found)
     assert all(torch.equal(tensor, before[name]) for name, tensor in parts.method.state_dict().items())
     assert not any(optimizer.state for optimizer in parts.optimizers.values())
     networks = parts.method.generator, parts.method.discriminator
@@ -336,6 +339,7 @@ def test_compilation_is_chosen_by_a_trial_that_leaves_no_trace(
 
 
 def test_what_auto_turned_out_to_mean_is_a_record_beside_the_config(parts: TrainingComponents) -> None:
-    assert parts.performance.compile == "auto"
+    assert parts.performance.compile == parts.performance.graph == "auto"
     resolved = autotune.resolve_auto(parts, accumulation=True, may_compile=True)
-    assert resolved.decisions == Decisions(precision="fp32", accumulation=1, compile=False)
+    assert resolved.decisions == Decisions(precision="fp32", accumulation=1, compile=False, graph=False)
+    assert (resolved.performance.compile, resolved.performance.graph) == (False, False)

@@ -403,8 +403,8 @@ def test_what_the_discriminator_sees_is_augmented_and_a_penalty_looks_through_it
         def forward(self, images):
             return images * 0.5
 
-        def begin(self, images, batch_size):
-            self.begun.append((images, batch_size))
+        def begin(self, batch_size):
+            self.begun.append(batch_size)
 
         def observe(self, real_logits):
             self.observed.append(real_logits)
@@ -418,7 +418,7 @@ def test_what_the_discriminator_sees_is_augmented_and_a_penalty_looks_through_it
     metrics, _ = run_step(gan)
     nothing = tiny.no_condition(4)
     assert torch.equal(augment.observed[0], before(0.5 * real_images(), nothing).logits.detach())
-    assert augment.begun == [(0, 4)]
+    assert augment.begun == [4]
     assert metrics["discriminator_augment/p"].item() == 0.5
     real = real_images().requires_grad_(True)
     (gradient,) = torch.autograd.grad(before(0.5 * real, nothing).logits.sum(), real)
@@ -569,7 +569,7 @@ def test_unwise_choices_are_warned_of(changes, words, caplog):
     gan = build(**changes)
     assert not caplog.text  # not when it is made to be sampled from
     if gan.discriminator_augment is not None:
-        gan.discriminator_augment.begin(0, 4)
+        gan.discriminator_augment.begin(4)
     gan.check({"image": real_images()})
     assert words in caplog.text
 
@@ -584,7 +584,7 @@ def test_ada_sees_logits_from_the_losss_boundary(boundary):
     seen, judged = [], []
     augment.observe = seen.append
     gan.discriminator.register_forward_hook(lambda _, __, output: judged.append(output.logits))
-    augment.begin(0, 4)
+    augment.begin(4)
     gan._discriminator_loss({"image": real_images()})
     assert torch.equal(seen[0], judged[0] - boundary)
     assert not seen[0].requires_grad
