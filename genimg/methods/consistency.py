@@ -134,6 +134,7 @@ class ConsistencyModel(ConditionalMethod):
         self._read_conditions(shared_encoder(network=network))
         self.batch_keys = (*self.batch_keys, "noise_key")
         self._sampling = sampling
+        self._has_dropout = any(isinstance(layer, nn.modules.dropout._DropoutNd) for layer in network.modules())
         try:
             times.check(path)
         except ValueError as error:
@@ -170,10 +171,11 @@ class ConsistencyModel(ConditionalMethod):
         """Return the estimates [N, C, H, W] at the smaller times, without a graph; the images where these are 0."""
         is_image = earlier == 0.0
         safe = torch.where(is_image, time, earlier)  # avoids ln 0, because the network receives ln r
-        states = random_state(image.device)
+        states = random_state(image.device) if self._has_dropout else None
         with torch.no_grad():
             estimate = self.denoiser.estimate(self.denoiser.mixed(image, noise, safe), safe, condition)
-        set_random_state(states, image.device)  # the next pass has the same dropout mask
+        if states is not None:
+            set_random_state(states, image.device)  # the next pass has the same dropout mask
         return torch.where(is_image[:, None, None, None], image, estimate)
 
     def check(self, batch: Batch) -> None:

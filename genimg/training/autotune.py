@@ -121,17 +121,20 @@ def choose_execution(parts: TrainingComponents, limits: Limits, *, may_compile: 
     if plain == given:
         return parts
     may_compile = may_compile and not (given.activation_checkpointing or parts.settings.sync_batch_norm)
-    candidates = _candidates(given, plain, may_compile=may_compile) if parts.device.type == "cuda" else []
+    tries_graph = given.graph == "auto" and plain.compile not in GRAPH_MODES
+    tries_graph = tries_graph and world_size() == 1 and parts.settings.accumulation == 1
+    candidates = []
+    if parts.device.type == "cuda":
+        candidates = _candidates(given, plain, tries_graph=tries_graph, may_compile=may_compile)
     chosen = fastest(parts, plain, candidates, limits) if candidates else plain
     if chosen.compile != plain.compile:
         chosen.compile_networks(parts.method)
     return replace(parts, performance=chosen)
 
 
-def _candidates(given: Performance, plain: Performance, *, may_compile: bool) -> list[Performance]:
+def _candidates(given: Performance, plain: Performance, *, tries_graph: bool, may_compile: bool) -> list[Performance]:
     """Return the combinations to try besides the plain one."""
     found = []
-    tries_graph = given.graph == "auto" and plain.compile not in GRAPH_MODES and world_size() == 1
     if tries_graph:
         found.append(replace(plain, graph=True))
     if given.compile == "auto" and may_compile:

@@ -98,41 +98,29 @@ def _changed(value: Any, change: Callable[[float], float]) -> Any:
 
 
 def make_capturable(optimizer: Optimizer, scheduled: Mapping[str, Any]) -> None:
-    """Let an optimizer read its learning rate, and scheduled betas, from tensors on the device.
+    """Let an optimizer read its learning rate from a tensor on the device.
 
     Args:
         optimizer: Optimizer, before its first step.
         scheduled: Its scheduled settings.
 
     Raises:
-        ConfigError: If it cannot.
+        ConfigError: If it cannot, or if other settings have a schedule. PyTorch takes these from the host.
     """
-    reason = ""
+    reasons = [f"the optimizer's {key} has a schedule" for key in scheduled if key != "lr"]
     for group in optimizer.param_groups:
         if "capturable" in group:
             group["capturable"] = True
         elif not group.get("fused"):
-            reason = f"the optimizer {type(optimizer).__name__} computes on the host"
-        if "betas" in scheduled and "capturable" in group:
-            group["fused"], group["foreach"] = False, True  # fused kernels take betas from the host
-    unfit = [key for key in scheduled if key not in ("lr", "betas")]
-    if unfit or reason:
-        reason = reason or f"the optimizer's {unfit[0]} has a schedule"
-        raise ConfigError(f"steps cannot run as CUDA graphs, because {reason}", "set graph=false", key="performance.graph")
+            reasons.append(f"the optimizer {type(optimizer).__name__} computes on the host")
+    if reasons:
+        raise ConfigError(f"steps cannot run as CUDA graphs, because {reasons[0]}", "set graph=false", key="performance.graph")
 
 
 def plain_state(optimizer: Optimizer) -> dict[str, Any]:
-    """Return an optimizer's state with numbers in place of settings that are tensors on the device."""
+    """Return an optimizer's state with learning rates as floats, also if they are tensors on the device."""
     state = optimizer.state_dict()
-    return {**state, "param_groups": [_plain(group) for group in state["param_groups"]]}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.item()
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    return type(value)(map(_plain, value)) if isinstance(value, list | tuple) else value
+    return {**state, "param_groups": [{**group, "lr": float(group["lr"])} for group in state["param_groups"]]}
 
 
 def require_fitting_state(optimizer: Optimizer) -> None:

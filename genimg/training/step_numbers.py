@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +47,7 @@ class StepNumbers:
         self._interval = method.inference_interval
         self._shares: dict[str, float] = {}
         self._memory: Tensor | None = None
-        self._places: list[Tensor] = []  # elements of the memory: rates, betas, shares, scheduled numbers
+        self._places: list[Tensor] = []  # elements of the memory: rates, shares, scheduled numbers
         self._filled: list[float] = []
 
     def hold_on(self, device: torch.device) -> None:
@@ -59,7 +58,7 @@ class StepNumbers:
         """
         for name, optimizer in self._optimizers.items():
             make_capturable(optimizer, self._schedules.settings.get(name, {}))
-        count = sum(len(group) for group in (self._rates_of_groups(), self._betas(), self._profiles, self._scheduled))
+        count = len(self._rates_of_groups()) + len(self._profiles) + len(self._scheduled)
         self._memory = torch.zeros(count, device=device)
         self._places, self._filled = list(self._memory.unbind()), []
         self._scheduled.hold(self._places[count - len(self._scheduled) :])
@@ -78,8 +77,7 @@ class StepNumbers:
             self._fill(self._memory)
 
     def _fill(self, memory: Tensor) -> None:
-        rates, betas = self._rates_of_groups(), self._betas()
-        values = [*rates, *betas, *self._shares.values(), *self._scheduled.values().values()]
+        values = [*self._rates_of_groups(), *self._shares.values(), *self._scheduled.values().values()]
         if values != self._filled:
             memory.copy_(torch.tensor(values), non_blocking=True)
             self._filled = values
@@ -87,18 +85,9 @@ class StepNumbers:
         for optimizer in self._optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = next(places)
-        for group in self._groups_with_scheduled_betas():
-            group["betas"] = next(places), next(places)
 
     def _rates_of_groups(self) -> list[float]:
         return [rate for rates in self._rates.values() for rate in rates]
-
-    def _betas(self) -> list[float]:
-        return [beta for group in self._groups_with_scheduled_betas() for beta in group["betas"]]
-
-    def _groups_with_scheduled_betas(self) -> list[dict[str, Any]]:
-        driven = (self._optimizers[name] for name, settings in self._schedules.settings.items() if "betas" in settings)
-        return [group for optimizer in driven for group in optimizer.param_groups]
 
     def share(self, name: str) -> float | Tensor:
         """Return the share of the trained weights in an average's new value (see ``WeightAverage.move``)."""
@@ -119,11 +108,10 @@ class StepNumbers:
     def scheduled(self, images_seen: int) -> dict[str, float]:
         """Return the scheduled numbers of this step, and half-lives that are still limited by their ramp-up."""
         limited = {name: each for name, each in self._profiles.items() if isinstance(each, Exponential)}
-        settings = {name: float(value) for name, value in self._schedules.values(self._optimizers).items()}
         return (
             self._scheduled.values()
             | self._of_profiles.values()
-            | settings
+            | self._schedules.values(self._optimizers)
             | {
                 f"ema.{name}.half_life": each.half_life_at(images_seen)
                 for name, each in limited.items()

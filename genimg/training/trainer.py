@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from genimg.data.loader import ImageLoader
 from genimg.data.sampler import InfiniteSampler
-from genimg.errors import CheckpointError
+from genimg.errors import CheckpointError, ConfigError
 from genimg.evaluation.feature_extraction import EvaluationInterruptedError
 from genimg.evaluation.result import Evaluation
 from genimg.methods.base import Method
@@ -240,6 +240,9 @@ class Trainer:
         if self.performance.graph is not True:
             yield lambda batch, progress: self._work(batch, progress)
             return
+        if self.settings.accumulation > 1:  # each microbatch continues its own random numbers
+            problem = f"steps of {self.settings.accumulation} microbatches cannot run as CUDA graphs"
+            raise ConfigError(problem, "set graph=false, or trainer.accumulation=1", key="performance.graph")
         self.numbers.hold_on(self.device)
         self.updater.hold_step()
         graphs = StepGraphs(self._work, self.device)

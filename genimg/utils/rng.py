@@ -131,9 +131,15 @@ def seed_generators(seed: int, device: torch.device) -> None:
 
 
 def random_state(device: torch.device) -> list[Tensor]:
-    """Return the states of the CPU's and the device's generator, without synchronising with the device."""
+    """Return the states of the CPU's and the device's generator, without synchronising with the device.
+
+    Raises:
+        RuntimeError: During the capture of a CUDA graph, which would always continue from this state.
+    """
     states = [torch.get_rng_state()]
     if device.type == "cuda":
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("the step repeats random numbers")
         states.append(torch.cuda.get_rng_state(device))
     elif device.type == "mps":
         states.append(torch.mps.get_rng_state())
