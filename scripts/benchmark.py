@@ -79,6 +79,7 @@ RECIPES = {
     "pix2pix_128": ("model=pix2pix task=edges_sobel data.image_size=128 trainer.batch_size=1", "pix2pix"),
     "cyclegan_64": (f"{CYCLEGAN} data.image_size=64 trainer.batch_size=4", "cyclegan"),
     "cyclegan_128": (f"{CYCLEGAN} data.image_size=128 trainer.batch_size=1", "cyclegan"),
+    "cyclegan_256": ("model=cyclegan data=unpaired data.image_size=256 trainer.batch_size=1", "cyclegan"),
 }
 MIB = 2**20
 default_switches = partial(full_float32, tf32_convolutions=True)  # PyTorch's defaults, which genimg changes

@@ -1,0 +1,62 @@
+"""Training on a real CUDA GPU. Nothing here runs without one; test_pretended_gpu.py covers most of it on a CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from fork_server import run_command
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available() or torch.cuda.get_device_name(0).startswith("pretended"), reason="no GPU"),
+]
+
+_SHAPES = ["data=shapes", "data.num_images=64", "data.image_size=16", "trainer.batch_size=8", "trainer.preview_images=4",
+           "evaluation=none", "device=cuda", "precision=fp32", "performance.compile=false", "trainer.log_interval=1 steps"]  # fmt: skip
+FAMILIES = {
+    "dcgan_small": [*tiny.SIZES["dcgan_small"], "discriminator_augment=ada", "ema=[exponential,power]", "schedule=cosine"],
+    "stylegan2_small": [*tiny.SIZES["stylegan2_small"], "penalty=[r1,path_length]", "penalty.r1.interval=4",
+                        "penalty.path_length.interval=4"],
+    "vae_small": tiny.AUTOENCODERS["vae_small"],
+    "vq_vae_small": tiny.AUTOENCODERS["vq_vae_small"],
+    "flow_small": tiny.DIFFUSION,
+    "restoration_unet": tiny.TRANSLATORS["restoration_unet"],
+}  # fmt: skip
+
+
+def train(run: Path, *arguments: str, steps: int = 16) -> list[dict[str, float]]:
+    """The records of a training, without those that depend on the clock."""
+    done = run_command("train", *_SHAPES, *arguments, f"trainer.duration={steps} steps", f"run_dir={run}", cwd=run.parent)
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key.startswith("loss/")} for record in records]
+
+
+@pytest.mark.parametrize("model", FAMILIES)
+def test_graphs_have_the_losses_of_plain_steps(model: str, tmp_path: Path) -> None:
+    arguments = [f"model={model}", *FAMILIES[model]]
+    plain = train(tmp_path / "plain", *arguments, "performance.graph=false")
+    graph = train(tmp_path / "graph", *arguments, "performance.graph=true")
+    assert "some steps do not run" not in (tmp_path / "graph" / "train.log").read_text()
+    assert len(graph) == len(plain) == 16
+    assert graph[:4] == [pytest.approx(record, rel=1e-2, abs=1e-3) for record in plain[:4]]
+    assert graph == [pytest.approx(record, rel=0.2, abs=0.05) for record in plain]  # atomic additions differ from run to run
+
+
+@pytest.mark.parametrize("graph", ["true", "false"])
+def test_a_training_continues_where_it_was_interrupted(graph: str, tmp_path: Path) -> None:
+    arguments = ["model=vae_small", *FAMILIES["vae_small"], f"performance.graph={graph}"]
+    whole = train(tmp_path / "whole", *arguments)
+    train(tmp_path / "resumed", *arguments, steps=8)
+    resumed = train(tmp_path / "resumed", *arguments)
+    assert resumed == [pytest.approx(record, rel=1e-3) for record in whole]
+
+
+def test_auto_chooses_and_says_what(tmp_path: Path) -> None:
+    train(tmp_path / "run", "model=dcgan_small", "performance.graph=auto", steps=4)
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
+    assert state["decisions"]["graph"] is False  # so short a training needs no trial
