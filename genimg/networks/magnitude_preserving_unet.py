@@ -132,7 +132,8 @@ class _Block(nn.Module):
         if self.resample == "down":
             features = F.avg_pool2d(features, 2)
         elif self.resample == "up":
-            features = F.interpolate(features, scale_factor=2)
+            # CUDA's autocast interpolates in float32, which ``mixed`` could not combine with bfloat16; the values are the same.
+            features = F.interpolate(features, scale_factor=2).to(features.dtype)
         if self.is_encoder:
             features = normalised(features if self.skip is None else self.skip(features), 1)
         hidden = self.first(silu(features))
