@@ -66,6 +66,7 @@ RECIPES = [
     "pix2pix_128",
     "cyclegan_64",
     "cyclegan_128",
+    "cyclegan_256",
 ]
 
 

@@ -86,10 +86,52 @@ def test_models_use_the_gpu_alone_without_waiting_for_it_in_a_step_and_resume_bi
         commands += [[use, f"ckpt={name}", "device=cuda", *more] for use, *more in USES.get(name, [])]
     for record in records_of(commands, tmp_path):
         check(record)
+        if record["command"][0] == "train":
+            assert len(record["operations"]) in (STEPS, STEPS - MIDDLE), record["command"]
     for name in trainings:
         whole, resumed = (final_state(tmp_path / run) for run in (name, f"{name}_resumed"))
         differ = [path for path, same in compare(whole, resumed, name) if not same]
         assert not differ, differ[:5]
+
+
+GRAPH_STEPS = 6  # of two kinds in turn: the first runs normally, the second is captured, the third is a replay
+GRAPHS = {
+    "dcgan": ["model=dcgan_small", *tiny.SIZES["dcgan_small"], "discriminator_augment=ada", "schedule=cosine",
+              "ema=[exponential,power]", "trainer.max_grad_norm=1"],
+    "sngan": ["model=sngan", *tiny.SIZES["sngan"], "model.generator_interval=2", "penalty=[lecam]",
+              "penalty.lecam.start=12images"],
+    "stylegan2": ["model=stylegan2_small", *tiny.SIZES["stylegan2_small"], *LAZY],
+    "vae": ["model=vae_small", *tiny.AUTOENCODERS["vae_small"], "loss=beta_vae", "loss.warm_up=16images"],
+    "vq_vae": ["model=vq_vae_small", *tiny.AUTOENCODERS["vq_vae_small"], "model.prior_from=8images"],
+    "cyclegan": [*tiny.TRANSLATORS["cyclegan"], "model=cyclegan", "trainer.batch_size=2", "evaluation=none"],
+    "flow": ["precision=bf16", "model=flow_small", *SMALL_DENOISER],
+}  # fmt: skip
+
+
+def test_steps_as_cuda_graphs_equal_eager_steps_and_resume_bit_for_bit(tmp_path: Path) -> None:
+    tiny.unpaired_folders(tmp_path / "unpaired")
+    commands = []
+    for name, arguments in GRAPHS.items():
+        own = arguments if "data=unpaired" in arguments else [*PLAIN, *arguments]
+        common = [*COMMON, "precision=fp32", *own, "performance.graph=true", f"trainer.duration={GRAPH_STEPS} steps"]
+        commands.append(["train-eagerly", *common, f"run_dir={name}_eager"])
+        commands.append(["train", *common, f"run_dir={name}"])
+        commands.append(["train", f"resume={name}/checkpoints/step-{4:08d}.pt", f"run_dir={name}_resumed"])
+    for record in records_of(commands, tmp_path):
+        check(record)
+        assert not record["not_captured"], record["command"]
+        if record["command"][0] == "train-eagerly":
+            assert record["graphs"] == 0, record["command"]
+        elif len(record["operations"]) == GRAPH_STEPS:
+            assert record["graphs"] > 0, record["command"]
+            assert record["operations"][-1] < 30, "the last step is a replay"
+    for name in GRAPHS:
+        graph = final_state(tmp_path / name, GRAPH_STEPS)
+        for other in ("eager", "resumed"):
+            differ = [
+                path for path, same in compare(graph, final_state(tmp_path / f"{name}_{other}", GRAPH_STEPS), name) if not same
+            ]
+            assert not differ, (other, differ[:5])
 
 
 def records_of(commands: list[list[str]], folder: Path) -> list[dict[str, Any]]:
@@ -108,11 +150,9 @@ def check(record: dict[str, Any]) -> None:
     assert not record["on_cpu"], command
     waits = {phase: record["waits"].get(phase, {}) for phase in ("later steps", "between steps")}
     assert not any(waits.values()), f"{command}: {waits}"
-    if record["command"][0] == "train":
-        assert len(record["operations"]) in (STEPS, STEPS - MIDDLE), command
 
 
-def final_state(run: Path) -> dict[str, Any]:
+def final_state(run: Path, steps: int = STEPS) -> dict[str, Any]:
     """Return what a run's last checkpoint holds of the training."""
-    state = torch.load(run / f"checkpoints/step-{STEPS:08d}.pt", weights_only=True)
+    state = torch.load(run / f"checkpoints/step-{steps:08d}.pt", weights_only=True)
     return {key: state[key] for key in ("method", "averages", "optimizers", "means")}

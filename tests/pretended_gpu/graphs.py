@@ -19,8 +19,8 @@ _UNDECLARED_WRITES = {"aten::native_batch_norm": {"running_mean", "running_var"}
 class Recording:
     """The operations of one captured graph.
 
-    As on a GPU, nothing is computed or changed during the capture; results hold NaN until the first replay. Random numbers
-    are a function of the generator's seed and offset at the replay, which then moves the offset on.
+    As on a GPU, nothing is computed or changed during the capture; results hold NaN, or 0 in integers, until the first replay.
+    Random numbers are a function of the generator's seed and offset at the replay, which then moves the offset on.
     """
 
     def __init__(self) -> None:
@@ -41,9 +41,12 @@ class Recording:
         written = {id(tensor) for tensor in originals.values()}
         outputs: list[Tensor | None] = []
         for tensor in tensors_in([result]):
-            outputs.append(None if id(tensor) in written else host_view(tensor))
-            if id(tensor) not in written:
+            output = None if id(tensor) in written else host_view(tensor)
+            outputs.append(output)
+            if output is not None and tensor.is_floating_point():
                 poison(tensor)
+            elif output is not None:
+                output.zero_()  # integers may be indices, which the capture checks
         self._calls.append((_with_constants(call, originals), outputs, offset))
         return result
 

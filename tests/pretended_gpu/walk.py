@@ -29,6 +29,7 @@ from genimg import cli
 from genimg.commands.failures import Failure
 from genimg.training import trainer as trainer_module
 from genimg.training.async_writer import snapshot
+from genimg.training.step_graphs import StepGraphs
 from genimg.training.trainer import Trainer
 from genimg.types import Progress
 from pretended_gpu.device import PretendedGPU
@@ -54,7 +55,9 @@ class Record:
         launches: CUDA kernels that ran outside of the dispatch mode, and so computed nothing.
         on_cpu: Tensors of the method, its averages and its optimizers that are on the CPU.
         waits: Number of waits for the device by phase, and by reason and line.
-        operations: Number of operations by step.
+        operations: Number of operations by step; the replay of a graph counts as one.
+        graphs: Number of steps captured as CUDA graphs.
+        not_captured: Why other steps were not.
         doubles: Number of results in float64 by phase, and by operation and line.
     """
 
@@ -65,18 +68,20 @@ class Record:
     on_cpu: list[str] = field(default_factory=list)
     waits: dict[str, Counter[str]] = field(default_factory=dict)
     operations: list[int] = field(default_factory=list)
+    graphs: int = 0
+    not_captured: list[str] = field(default_factory=list)
     doubles: dict[str, Counter[str]] = field(default_factory=dict)
 
 
 def walk(command: list[str]) -> Record:
-    """Run a command on the pretended GPU."""
+    """Run a command on the pretended GPU. ``train-eagerly`` is ``train`` without captures of CUDA graphs."""
     record = Record(command)
     trainers: list[Trainer] = []
     gpu = PretendedGPU(_PACKAGE)
     start = time.monotonic()
-    entry_point = {"eval": "evaluate"}.get(command[0], command[0])
+    entry_point = {"eval": "evaluate", "train-eagerly": "train"}.get(command[0], command[0])
     with (
-        mock.patch.object(sys, "argv", [f"genimg-{command[0]}", *command[1:]]),
+        mock.patch.object(sys, "argv", [f"genimg-{entry_point}", *command[1:]]),
         mock.patch.object(cli, "end", _raise),
         mock.patch.object(Hydra, "get_mode", mode_of(Hydra.get_mode)),
         contextlib.redirect_stdout(io.StringIO()),
@@ -84,6 +89,7 @@ def walk(command: list[str]) -> Record:
         gpu,
         computing_graphs(gpu),
         _named_phases(gpu, record, trainers),
+        _noted_captures(gpu, record, allowed=command[0] != "train-eagerly"),
     ):
         try:
             getattr(cli, entry_point)()
@@ -113,7 +119,7 @@ def _named_phases(gpu: PretendedGPU, record: Record, trainers: list[Trainer]) ->
         return function
 
     begun: set[int] = set()
-    initialise, begin, end = Trainer.__init__, Trainer._begin_step, Trainer._end_step
+    initialise, begin, step = Trainer.__init__, Trainer._begin_step, Trainer._step
 
     def initialise_noted(self: Trainer, *args: Any, **kwargs: Any) -> None:
         trainers.append(self)
@@ -125,17 +131,38 @@ def _named_phases(gpu: PretendedGPU, record: Record, trainers: list[Trainer]) ->
         begun.add(id(self))
         return begin(self, stream, progress)
 
-    def end_noted(self: Trainer, *args: Any) -> None:
-        end(self, *args)
+    def step_noted(self: Trainer, *args: Any) -> None:
+        step(self, *args)
         record.operations.append(gpu.operations[gpu.phase].total())
         gpu.phase = BETWEEN_STEPS
 
     replacements = {name: within(getattr(Trainer, name), phase) for name, phase in _PHASES.items()}
-    replacements |= {"__init__": initialise_noted, "_begin_step": begin_noted, "_end_step": end_noted}
+    replacements |= {"__init__": initialise_noted, "_begin_step": begin_noted, "_step": step_noted}
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(trainer_module, "snapshot", within(snapshot, "snapshot")))
         for name, replacement in replacements.items():
             stack.enter_context(mock.patch.object(Trainer, name, replacement))
+        yield
+
+
+@contextlib.contextmanager
+def _noted_captures(gpu: PretendedGPU, record: Record, *, allowed: bool) -> Iterator[None]:
+    """Note captures of steps, which wait for the device, or prevent them."""
+    capture, refuse = StepGraphs._capture, StepGraphs._refuse
+
+    def noted(self: StepGraphs, kind: Any, *args: Any) -> None:
+        if not allowed:
+            kind.is_eager = True
+            return
+        with gpu.during("capture"):
+            capture(self, kind, *args)
+        record.graphs += kind.graph is not None
+
+    def refused(self: StepGraphs, kind: Any, reason: str) -> None:
+        record.not_captured.append(reason)
+        refuse(self, kind, reason)
+
+    with mock.patch.object(StepGraphs, "_capture", noted), mock.patch.object(StepGraphs, "_refuse", refused):
         yield
 
 

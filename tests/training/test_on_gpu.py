@@ -15,8 +15,10 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available() or torch.cuda.get_device_name(0).startswith("pretended"), reason="no GPU"),
 ]
 
-_SHAPES = ["data=shapes", "data.num_images=64", "data.image_size=16", "trainer.batch_size=8", "trainer.preview_images=4",
-           "evaluation=none", "device=cuda", "precision=fp32", "performance.compile=false", "trainer.log_interval=1 steps"]  # fmt: skip
+_SHAPES = [
+    "data=shapes", "data.num_images=64", "data.image_size=16", "trainer.batch_size=8", "trainer.preview_images=4",
+    "evaluation=none", "device=cuda", "precision=fp32", "performance.compile=false", "trainer.log_interval=1 steps",
+]  # fmt: skip
 FAMILIES = {
     "dcgan_small": [*tiny.SIZES["dcgan_small"], "discriminator_augment=ada", "ema=[exponential,power]", "schedule=cosine"],
     "stylegan2_small": [*tiny.SIZES["stylegan2_small"], "penalty=[r1,path_length]", "penalty.r1.interval=4",
