@@ -7,8 +7,10 @@ import torch
 from fake_devices import fake_device
 from torch import nn
 
+from genimg.networks.conditioning import Unconditional
 from genimg.networks.diffusion_layers import attention
 from genimg.networks.layers import SelfAttention, normalisation_layer, upsampling_convolution
+from genimg.networks.magnitude_preserving_unet import MagnitudePreservingUNet
 from genimg.networks.resampling import Doubling, Downsample, Upsample
 from genimg.networks.resnet_gan import GeneratorBlock
 
@@ -79,6 +81,16 @@ def test_filters_are_applied_in_the_type_of_their_features(monkeypatch, layer, c
     with fake_device(monkeypatch, "cuda", "bf16") as gpu:
         gpu.place(layer((1, 3, 3, 1)))(gpu.tensor(*SHAPE, dtype=torch.bfloat16))
     assert seen == [torch.bfloat16]
+
+
+def test_edm2_adds_features_of_one_type_in_blocks_that_double_the_size(monkeypatch):
+    network = MagnitudePreservingUNet(
+        channels=3, image_size=8, condition=Unconditional(), width=8, multipliers=[1, 2], num_blocks=1, attention_sizes=[4],
+        channels_per_head=None, dropout=0.0,
+    )  # fmt: skip
+    with fake_device(monkeypatch, "cuda", "bf16") as gpu:
+        result = gpu.place(network)(gpu.tensor(2, 3, 8, 8), gpu.tensor(2), gpu.tensor(2, 0))
+    assert result.dtype == torch.float32
 
 
 @pytest.mark.parametrize("count", [1, 4, 5])
