@@ -154,7 +154,10 @@ def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
     of_green, of_blue = 2.0 + (blue - red) / divisor, 4.0 + (red - green) / divisor
     hue = torch.where(value == red, (green - blue) / divisor, torch.where(value == green, of_green, of_blue))
     hue = hue + 6.0 * turns[:, None, None]  # in sixths of the circle
-    k = (torch.tensor([5.0, 3.0, 1.0], device=images.device)[:, None, None] + hue[:, None]) % 6.0  # [N, 3, H, W]
+    offsets = torch.arange(
+        5.0, 0.0, -2.0, device=images.device
+    )  # 5, 3, 1; made on the device, because a copy would wait for it
+    k = (offsets[:, None, None] + hue[:, None]) % 6.0  # [N, 3, H, W]
     return value[:, None] - chroma[:, None] * torch.minimum(k, 4.0 - k).clamp(0.0, 1.0)
 
 
