@@ -27,6 +27,7 @@ from genimg.data.datasets.builtin import CorruptImageError
 from genimg.data.decode import PixelFormat
 from genimg.data.transforms import rotate
 from genimg.errors import DataError
+from genimg.utils.exact import double
 from genimg.utils.images import to_float, to_uint8
 from genimg.utils.pillow import open_image, upright
 
@@ -109,7 +110,7 @@ def apply(image: Tensor, operations: Record) -> Tensor:
 def mix(image: Tensor, other: Tensor, name: str, value: Record) -> Tensor:
     """Mix two images, uint8 [C, H, W], with mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019)."""
     if name == "mixup":
-        return (value["share"] * image.double() + (1 - value["share"]) * other.double()).round().to(torch.uint8)
+        return (value["share"] * double(image) + (1 - value["share"]) * double(other)).round().to(torch.uint8)
     top, left, height, width = value["box"]
     mixed = image.clone()
     mixed[:, top : top + height, left : left + width] = other[:, top : top + height, left : left + width]

@@ -146,7 +146,7 @@ class ImageLoader:
     def images(self, indices: NDArray[np.int64]) -> Tensor:
         """Return images without augmentation: uint8 [N, C, H, W] on the device."""
         if self._resident is not None:
-            return self._resident[torch.from_numpy(indices).to(self._resident.device)].to(self.device)
+            return self._resident[torch.from_numpy(indices).to(self._resident.device, non_blocking=True)].to(self.device)
         # Threads suffice because Pillow releases the GIL while decoding.
         pieces = np.array_split(indices, max(1, min(len(indices), 4 * self.num_workers)))
         with ThreadPoolExecutor(max(1, self.num_workers)) as pool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from genimg.diffusion.paths import Path
 from genimg.diffusion.predictions import Prediction, prediction_of, require_fitting_prediction
+from genimg.utils.exact import double
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Denoiser(nn.Module):
     def measure(self, data: Tensor) -> None:
         """Set sigma_data, if it is measured, to the standard deviation of data of any shape."""
         if self.measures_data:
-            self.sigma_data.fill_(data.double().std(correction=0).clamp(min=1e-3))
+            self.sigma_data.fill_(double(data).std(correction=0).clamp(min=1e-3))
 
     def forward(
         self,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from genimg.utils.exact import has_float64
 from genimg.utils.rng import normal_numbers
 
 NOISE, TIME, KEPT, AUGMENT = range(4)
@@ -26,4 +27,4 @@ def normal(keys: Tensor, shape: Sequence[int]) -> Tensor:
 
 def state_type(tensor: Tensor) -> torch.dtype:
     """Return the type of a solver's state: float64, because rounding errors add up over many steps; MPS has only float32."""
-    return torch.float32 if tensor.device.type == "mps" else torch.float64
+    return torch.float64 if has_float64(tensor.device) else torch.float32

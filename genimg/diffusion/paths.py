@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from genimg.utils.exact import double
+
 _NUM_COMPARED = 32  # times at which two paths are compared
 
 
@@ -164,9 +166,9 @@ class VariancePreserving(Path):
         return [float(each) for each in times]
 
     def ascent(self, num_steps: int) -> Tensor:
-        logs = (self.sigmas[1:].double() / self.scales[1:].double()).log().cpu().contiguous()
+        logs = (double(self.sigmas[1:]) / double(self.scales[1:])).log().cpu().contiguous()
         wanted = torch.linspace(float(logs[0]), float(logs[-1]), num_steps + 1, dtype=torch.float64)
-        return (torch.searchsorted(logs, wanted).clamp(max=len(logs) - 1) + 1).unique().double()
+        return (torch.searchsorted(logs, wanted).clamp(max=len(logs) - 1) + 1).unique().to(torch.float64)
 
 
 class VarianceExploding(Path):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from genimg.diffusion.paths import Path
 from genimg.diffusion.samplers import ImageEstimate
+from genimg.utils.exact import double
 from genimg.utils.progress import steps
 
 
@@ -43,7 +44,7 @@ def log_density(path: Path, num_steps: int, denoise: ImageEstimate, image: Tenso
         probe: Random signs [N, C, H, W].
     """
     state, divergence, end = _followed(path, num_steps, denoise, image, probe)
-    wide = state.cpu().double().flatten(1)
+    wide = double(state.cpu()).flatten(1)
     prior = -0.5 * (wide / end).square().sum(dim=1) - wide.shape[1] * (math.log(end) + 0.5 * math.log(2.0 * math.pi))
     return prior + divergence
 
@@ -100,7 +101,7 @@ def _followed(
             state = state.detach().requires_grad_()
             found = estimate(state, step)
             (product,) = torch.autograd.grad(found, state, probe)
-        return found.detach(), (product * probe).flatten(1).cpu().double().sum(dim=1)
+        return found.detach(), double((product * probe).flatten(1).cpu()).sum(dim=1)
 
     nothing = torch.zeros(len(image), dtype=torch.float64)
     state, traces, last = image, nothing, len(times) - 1

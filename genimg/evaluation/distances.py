@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genimg.evaluation.gaussian import GaussianStatistics
+from genimg.utils.exact import double
 
 _BLOCK = 4096  # rows of a distance matrix held in memory at once
 
@@ -38,7 +39,7 @@ def frechet_distance(
             the M x M matrix X S1 X^T / (M - 1) with X centred, which needs no root and far less work.
     """
     if fake_features is not None and len(fake_features) < len(fake.mean):
-        centred = fake_features.double() - fake.mean
+        centred = double(fake_features) - fake.mean
         product = centred @ real.covariance @ centred.T / (len(centred) - 1)
     else:
         root = matrix_square_root(real.covariance) if real_root is None else real_root
@@ -121,10 +122,10 @@ def neighbor_rates(
         inside += within.sum()
         covered |= within.any(dim=0)
     return NeighborRates(
-        precision=torch.cat(precise).double().mean().item(),
-        recall=recalled.double().mean().item(),
+        precision=double(torch.cat(precise)).mean().item(),
+        recall=double(recalled).mean().item(),
         density=inside.item() / (density_neighbors * len(y)),
-        coverage=covered.double().mean().item(),
+        coverage=double(covered).mean().item(),
     )
 
 
@@ -167,10 +168,10 @@ def _pair_sums(x: Tensor, y: Tensor, in_x: Tensor, in_y: Tensor) -> Tensor:
     total = torch.zeros(len(in_x), dtype=torch.float64)
     for start in range(0, len(x), _BLOCK):
         sums = in_x[:, start : start + _BLOCK] @ _kernel(x[start : start + _BLOCK], y)  # [S, M], sums of few terms
-        total += (sums * in_y).cpu().double().sum(dim=1)
+        total += double((sums * in_y).cpu()).sum(dim=1)
     return total
 
 
 def _off_diagonal_sums(x: Tensor, in_x: Tensor) -> Tensor:
     diagonal = (x.square().sum(dim=1) / x.shape[1] + 1.0) ** 3
-    return _pair_sums(x, x, in_x, in_x) - (in_x * diagonal).cpu().double().sum(dim=1)
+    return _pair_sums(x, x, in_x, in_x) - double((in_x * diagonal).cpu()).sum(dim=1)

@@ -16,6 +16,7 @@ from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.feature_stats import Collector, FeatureStats
 from genimg.evaluation.image_sets import ImageSet
 from genimg.utils.distributed import all_gather_rows, rank, shard
+from genimg.utils.exact import double
 
 
 class EvaluationInterruptedError(Exception):
@@ -114,7 +115,7 @@ def ranges(
 
 def mean_over_ranks(parts: list[Tensor]) -> float:
     """Return the mean of the values [N] of all batches and ranks."""
-    return all_gather_rows(torch.cat(parts).cpu()).double().mean().item()
+    return double(all_gather_rows(torch.cat(parts).cpu())).mean().item()
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from genimg.errors import DataError
 from genimg.utils.distributed import sum_over_ranks
+from genimg.utils.exact import double
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class GaussianStatistics:
         """
         if len(features) < 2:
             raise DataError(f"{len(features)} images are too few for a covariance: evaluate at least 2")
-        values = in_float64(features)
+        values = double(features)
         mean = values.mean(dim=0)
         centred = values - mean
         return cls(len(values), mean.cpu(), (centred.T @ centred / (len(values) - 1)).cpu())
@@ -49,11 +50,11 @@ class FeatureSums:
 
     def add(self, features: Tensor) -> None:
         """Add a batch [N, D]."""
-        features = in_float64(features)
+        features = double(features)
         if self._shift is None or self._sum is None or self._outer is None:
             self._shift = features.mean(dim=0)
             self._sum = torch.zeros_like(self._shift)
-            self._outer = torch.zeros(2 * self._shift.shape, dtype=torch.float64, device=features.device)
+            self._outer = features.new_zeros(2 * self._shift.shape)
         centred = features - self._shift
         self._sum += centred.sum(dim=0)
         self._outer += centred.T @ centred
@@ -108,11 +109,11 @@ class InceptionScoreSums:
 
     def add(self, logits: Tensor) -> None:
         """Add the next batch of class logits [N, K]."""
-        log_p = in_float64(logits).log_softmax(dim=1)
+        log_p = double(logits).log_softmax(dim=1)
         p = log_p.exp()
         if self._probability is None or self._negative_entropy is None:
-            self._probability = torch.zeros(self._splits, p.shape[1], dtype=torch.float64, device=p.device)
-            self._negative_entropy = torch.zeros(self._splits, dtype=torch.float64, device=p.device)
+            self._probability = p.new_zeros(self._splits, p.shape[1])
+            self._negative_entropy = p.new_zeros(self._splits)
         split = self._split_of[self._next : self._next + len(p)].to(p.device)
         self._probability.index_add_(0, split, p)
         self._negative_entropy.index_add_(0, split, (p * log_p).sum(dim=1))
@@ -130,8 +131,3 @@ class InceptionScoreSums:
         entropy = -torch.special.xlogy(marginal, marginal).sum(dim=1)
         scores = (negative_entropy / counts + entropy).exp()
         return scores.mean().item(), scores.std(correction=0).item()
-
-
-def in_float64(values: Tensor) -> Tensor:
-    """Convert to float64 on the same device, or on the CPU for Apple's GPUs, which have no float64."""
-    return (values.cpu() if values.device.type == "mps" else values).double()

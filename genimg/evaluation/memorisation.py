@@ -11,6 +11,7 @@ from torch import Tensor
 from genimg.errors import DataError
 from genimg.evaluation.feature_stats import FeatureStats
 from genimg.evaluation.metrics import Metric
+from genimg.utils.exact import double
 
 _BLOCK = 1024  # rows of a distance matrix held in memory at once
 _ROUNDING = 2e-3  # relative to the features' spread
@@ -108,9 +109,9 @@ def memorised_share(generated: Closeness, held_out: Closeness, quantile: float) 
     Returns:
         1 if all images are copies. For fresh images the mean is 0 and the standard deviation ``fresh_deviation``.
     """
-    known = held_out.ratio.double()
+    known = double(held_out.ratio)
     bound = known.sort().values[max(0, round(quantile * len(known)) - 1)]
-    h, g = ((ratio <= bound).double().mean().item() for ratio in (known, generated.ratio.double()))
+    h, g = (double(ratio <= bound).mean().item() for ratio in (known, double(generated.ratio)))
     return (g - h) / (1.0 - h) if h < 1.0 else 0.0
 
 

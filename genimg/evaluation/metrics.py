@@ -15,6 +15,7 @@ from torch import Tensor
 from genimg.errors import DataError
 from genimg.evaluation.distances import frechet_distance, kernel_distance, neighbor_rates
 from genimg.evaluation.feature_stats import FeatureStats
+from genimg.utils.exact import double
 
 
 class Metric(ABC):
@@ -234,7 +235,7 @@ class ClassCoverage(Metric):
             return {}  # statistics from other programs have no classes
         num_classes = int(max(real.predictions.max(), fake.predictions.max())) + 1
         p, q = (
-            torch.bincount(side.predictions, minlength=num_classes).double() / len(side.predictions)  # type: ignore[arg-type]
+            double(torch.bincount(side.predictions, minlength=num_classes)) / len(side.predictions)  # type: ignore[arg-type]
             for side in (real, fake)
         )
         present = p > 0
@@ -260,7 +261,7 @@ class ConditionalAccuracy(Metric):
     def compute(self, real: FeatureStats, fake: FeatureStats, device: torch.device) -> dict[str, float]:
         if fake.labels is None or fake.predictions is None:
             return {}
-        return {"accuracy": (fake.predictions == fake.labels).double().mean().item()}
+        return {"accuracy": double(fake.predictions == fake.labels).mean().item()}
 
 
 def _kept(side: FeatureStats, device: torch.device) -> Tensor:

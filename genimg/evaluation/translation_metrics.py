@@ -8,6 +8,7 @@ from torch import Tensor
 
 from genimg.data.tasks.base import Task
 from genimg.evaluation.image_metrics import l1, ms_ssim, ms_ssim_scales, psnr, psnr_luma, ssim, ssim_luma
+from genimg.utils.exact import double
 
 _SCALES = 5  # number of scales of the multi-scale structural similarity
 
@@ -18,7 +19,7 @@ def means_over_images(rows: Mapping[str, Tensor]) -> dict[str, float]:
     for name, values in rows.items():
         kept = values[~values.isnan()] if name.endswith("_hole") else values
         if len(kept):
-            found[name] = kept.double().mean().item()
+            found[name] = double(kept).mean().item()
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from genimg.errors import CheckpointError, UserError
 from genimg.exporting.formats import Run
 from genimg.exporting.parts import ExportedNetwork
+from genimg.utils.exact import double
 
 TOLERANCE = 1e-4
 """Largest allowed absolute difference of images in [-1, 1]: 1/78 of an 8-bit level."""
@@ -39,7 +40,7 @@ def largest_difference(part: ExportedNetwork, run: Run) -> float:
                 "the checkpoint returns NaN for random inputs: its training has diverged; use another checkpoint"
             )
         assert found.shape == expected.shape, f"{part.name}: {list(found.shape)}, but the checkpoint {list(expected.shape)}"
-        difference = (found.double() - expected.double()).abs().max().item()
+        difference = (double(found) - double(expected)).abs().max().item()
         if not difference <= TOLERANCE:  # also true for NaN
             raise UserError(
                 f"the exported {part.name} differs from the checkpoint by {difference:.2g} for a batch of {count}, more than "

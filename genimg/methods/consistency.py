@@ -55,6 +55,12 @@ class ConsistencyOptions(SamplingOptions):
         return self.steps
 
 
+def _drops(layer: nn.Module) -> bool:
+    """Return whether a layer is a dropout, or has a setting ``dropout`` above 0."""
+    setting = getattr(layer, "dropout", 0)
+    return isinstance(layer, nn.modules.dropout._DropoutNd) or (isinstance(setting, int | float) and setting > 0)
+
+
 class _Stages(Schedule):
     """1 / q^s at stage s, counted from 1. The last stage has q^s up to 2^16; farther on, r would round to t."""
 
@@ -134,7 +140,7 @@ class ConsistencyModel(ConditionalMethod):
         self._read_conditions(shared_encoder(network=network))
         self.batch_keys = (*self.batch_keys, "noise_key")
         self._sampling = sampling
-        self._has_dropout = any(isinstance(layer, nn.modules.dropout._DropoutNd) for layer in network.modules())
+        self._has_dropout = any(map(_drops, network.modules()))
         try:
             times.check(path)
         except ValueError as error:

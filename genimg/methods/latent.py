@@ -11,6 +11,7 @@ from torch import Tensor
 
 from genimg.errors import ConfigError
 from genimg.methods.export_spec import NORMAL
+from genimg.utils.exact import double
 from genimg.utils.rng import normal_latents
 
 
@@ -127,7 +128,7 @@ def _mass(limit: float) -> float:
 def _squeeze(normal: Tensor, share: float, limit: float) -> Tensor:
     """Move each number towards 0, so the mass of N(0, 1) between 0 and the number becomes ``share`` times as large."""
     # In float32, erf is 1 above 5, and erfinv(1) is infinite. On the CPU, because some devices have no float64.
-    wide = torch.erf(normal.cpu().double() / math.sqrt(2.0)) * share
+    wide = torch.erf(double(normal.cpu()) / math.sqrt(2.0)) * share
     return (torch.erfinv(wide) * math.sqrt(2.0)).clamp(-limit, limit).to(normal)
 
 

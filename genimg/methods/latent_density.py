@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from genimg.methods.latent import truncate
 from genimg.utils.distributed import all_gather_equal_rows
+from genimg.utils.exact import double
 from genimg.utils.rng import Stream, normal_latents, uniform
 
 _LLOYD = 20  # iterations of k-means before expectation maximisation
@@ -161,8 +162,7 @@ class LatentDensity(nn.Module):
         latents = latents[latents.isfinite().all(dim=1)]  # divergence is reported elsewhere
         if len(latents) == 0:
             return
-        device = torch.device("cpu") if latents.device.type == "mps" else latents.device  # MPS has no float64
-        mixture, _ = fit_mixture(latents.to(device, torch.float64), self.num_components)
+        mixture, _ = fit_mixture(double(latents), self.num_components)
         for buffer, value in zip((self.weights, self.means, self.factors), mixture, strict=True):
             buffer.copy_(value)
         self.fitted.copy_(self.seen)
@@ -177,8 +177,8 @@ class LatentDensity(nn.Module):
         """Map standard normal numbers [N, Z] and uniform numbers in [0, 1) [N] to latents [N, Z], all on the CPU."""
         mixture = self._mixture()
         sums = mixture.weights.cumsum(dim=0)
-        chosen = torch.searchsorted(sums, chances.double() * sums[-1], right=True).clamp_max(len(sums) - 1)
-        return _placed(normal.double(), chosen, mixture).to(normal.dtype)
+        chosen = torch.searchsorted(sums, double(chances) * sums[-1], right=True).clamp_max(len(sums) - 1)
+        return _placed(double(normal), chosen, mixture).to(normal.dtype)
 
     def truncated(self, latents: Tensor, limit: float) -> Tensor:
         """Move latents [N, Z] on the CPU towards the mean of the Gaussian that each most likely comes from.
@@ -187,7 +187,7 @@ class LatentDensity(nn.Module):
             latents: Result of ``at_indices``, or interpolations between its rows.
             limit: Limit of the underlying standard normal numbers; see ``latent.truncate``.
         """
-        mixture, wide = self._mixture(), latents.double()
+        mixture, wide = self._mixture(), double(latents)
         chosen = mixture.log_densities(wide).argmax(dim=1)
         normal = torch.empty_like(wide)
         for number in chosen.unique().tolist():
@@ -201,7 +201,7 @@ class LatentDensity(nn.Module):
 
     def _mixture(self) -> Mixture:
         # The computation is in float64 and rounded at the end, so a row does not depend on the other rows.
-        return Mixture(*(buffer.to("cpu").double() for buffer in (self.weights, self.means, self.factors)))
+        return Mixture(*(double(buffer.cpu()) for buffer in (self.weights, self.means, self.factors)))
 
 
 class ExportedMixture(nn.Module):
@@ -213,7 +213,7 @@ class ExportedMixture(nn.Module):
 
     def __init__(self, density: LatentDensity) -> None:
         super().__init__()
-        sums = density.weights.cpu().double().cumsum(dim=0)
+        sums = double(density.weights.cpu()).cumsum(dim=0)
         self.register_buffer("bounds", (sums / sums[-1])[:-1].float())
         self.register_buffer("means", density.means)
         self.register_buffer("factors", density.factors)

@@ -19,6 +19,7 @@ from genimg.methods.export_spec import ExportSpec
 from genimg.methods.latent_space import FrozenAutoencoder
 from genimg.methods.options import OtherModel
 from genimg.types import Batch, height_width
+from genimg.utils.exact import double
 
 _ENCODED_AT_ONCE = 64  # images, when the statistics are measured
 
@@ -86,7 +87,7 @@ class LatentDiffusion(Diffusion):
     def set_data_statistics(self, images: Tensor) -> None:
         """Set the statistics of the latents from images [N, C, H, W] in [-1, 1], and sigma_data if it is ``auto``."""
         latents = torch.cat([self.autoencoder.encode(some) for some in images.split(_ENCODED_AT_ONCE)])
-        std, mean = torch.std_mean(latents.double(), dim=(0, 2, 3), correction=0, keepdim=True)
+        std, mean = torch.std_mean(double(latents), dim=(0, 2, 3), correction=0, keepdim=True)
         self.latent_mean.copy_(mean[0])
         self.latent_std.copy_(std[0].clamp(min=1e-6))
         self.denoiser.measure(self._standardised(latents))

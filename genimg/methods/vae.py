@@ -26,6 +26,7 @@ from genimg.methods.options import LatentOptions
 from genimg.networks.conditioning import conditional
 from genimg.networks.stochastic_layers import StochasticLayer, bounded
 from genimg.types import Batch, Metrics, Microbatches, PixelLikelihood, Progress
+from genimg.utils.exact import double
 from genimg.utils.rng import normal_field, normal_latents, subkeys
 
 _ACTIVE = 0.01  # a latent is active if its mean's variance over the data is above this: Burda et al. 2016, section 5.2
@@ -287,9 +288,9 @@ class VAE(ConditionalMethod):
                 numbers = np.arange(start, min(start + each, num_samples), dtype=np.int64)
                 noise = normal_field(subkeys(keys, numbers), (sum(self.latent_dims),), batch["image"].device)
                 found, _, _ = self._infer(batch, moments, len(numbers), noise)
-                weights.append(found.log_weights.double())
-                reconstruction.append(found.negative_log_likelihood.double())
-                kl.append(sum((layer.double().sum(dim=2) for layer in found.kl), torch.zeros_like(weights[-1])))
+                weights.append(double(found.log_weights))
+                reconstruction.append(double(found.negative_log_likelihood))
+                kl.append(sum((double(layer).sum(dim=2) for layer in found.kl), torch.zeros_like(weights[-1])))
             nats, divergence = torch.cat(reconstruction, dim=1).mean(dim=1), torch.cat(kl, dim=1).mean(dim=1)
         return {
             "log_likelihood": importance_bound(torch.cat(weights, dim=1)),

@@ -91,7 +91,7 @@ def resampling_filter(kind: str, direction: str) -> nn.Module:
     """Build a layer without weights that halves (``down``) or doubles (``up``) the size by a ``box`` or ``binomial`` filter."""
     if kind == "binomial":
         return filters.Downsample(_BINOMIAL) if direction == "down" else filters.Upsample(_BINOMIAL)
-    return nn.AvgPool2d(2) if direction == "down" else nn.Upsample(scale_factor=2)
+    return nn.AvgPool2d(2) if direction == "down" else filters.Doubling()
 
 
 class ResamplingLayer(nn.Module):

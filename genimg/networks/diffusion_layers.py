@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Collection
 
@@ -10,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genimg.networks.autocast import without_autocast
 from genimg.networks.conditioning import ConditionEncoder, OneHot
 from genimg.utils.numbers import require_least
 
@@ -57,13 +57,10 @@ def require_settings(
         raise ValueError(f"dropout={dropout} must be at least 0 and below 1")
 
 
-def without_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Return a context without autocast on the device of ``tensor``; autocast does not support the device ``meta``."""
-    return contextlib.nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
-
-
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Return softmax(QK' / sqrt(D)) V in the dtype of ``value``, also under autocast; the softmax is in at least float32.
+
+    On a GPU, queries and keys are converted to the dtype of ``value`` too, for which it has the fastest kernels.
 
     Args:
         query, key, value: Tensors [N, heads, positions, D].
@@ -74,6 +71,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             # As in the code of Karras et al. 2022. PyTorch's kernel in float32 takes longer (docs/performance.md).
             logits = query.to(dtype) * query.shape[-1] ** -0.5 @ key.to(dtype).transpose(-1, -2)
             return logits.softmax(dim=-1).to(value.dtype) @ value
+        if value.device.type == "cuda":
+            return F.scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value)
         return F.scaled_dot_product_attention(query.to(dtype), key.to(dtype), value.to(dtype)).to(value.dtype)
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genimg.networks.autocast import without_autocast
 from genimg.networks.conditioning import ConditionEncoder, OneHot
 from genimg.networks.diffusion_blocks import (
     ARCHITECTURES,
@@ -22,7 +23,7 @@ from genimg.networks.diffusion_blocks import (
     end_near_zero,
     resampling_filter,
 )
-from genimg.networks.diffusion_layers import GroupNorm, TimeEmbedding, require_settings, without_autocast
+from genimg.networks.diffusion_layers import GroupNorm, TimeEmbedding, require_settings
 from genimg.networks.layers import initialise
 from genimg.types import height_width
 from genimg.utils.numbers import require_least

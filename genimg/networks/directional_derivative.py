@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from genimg.networks.diffusion_layers import without_autocast
+from genimg.networks.autocast import without_autocast
 
 _Function = Callable[..., Tensor]
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genimg.networks.autocast import without_autocast
 from genimg.networks.conditioning import ConditionEncoder
 from genimg.networks.diffusion_layers import (
     GroupNorm,
@@ -17,7 +18,6 @@ from genimg.networks.diffusion_layers import (
     attention,
     require_settings,
     sines_and_cosines,
-    without_autocast,
 )
 from genimg.networks.layers import initialise, start_at_zero
 from genimg.types import height_width

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genimg.networks.layers import halvings, initialise, normalisation_layer
+from genimg.networks.resampling import doubled
 from genimg.utils.numbers import require_least
 
 CONVOLUTIONS = ("plain", "gated", "partial")
@@ -165,8 +166,8 @@ class Translator(nn.Module):
         for up in self.ups:
             side, known_side = sides.pop()
             if known is not None and known_side is not None:
-                known = torch.cat([_doubled(known).expand(-1, features.shape[1], -1, -1), known_side.expand_as(side)], dim=1)
-            features, known = up(torch.cat([_doubled(features), side], dim=1), known)
+                known = torch.cat([doubled(known).expand(-1, features.shape[1], -1, -1), known_side.expand_as(side)], dim=1)
+            features, known = up(torch.cat([doubled(features), side], dim=1), known)
         return features
 
 
@@ -195,7 +196,3 @@ class _Layer(nn.Module):
             return self.activation(self.convolution(features)), None
         features, known = self.convolution(features, known)
         return self.activation(features), known
-
-
-def _doubled(features: Tensor) -> Tensor:
-    return F.interpolate(features, scale_factor=2.0, mode="nearest")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from genimg.networks.diffusion_blocks import ARCHITECTURES, SelfAttention
 from genimg.networks.diffusion_layers import GroupNorm
+from genimg.networks.resampling import Doubling
 from genimg.types import height_width
 from genimg.utils.numbers import require_least
 
@@ -123,7 +124,7 @@ class Decoder(nn.Module):
                 layers.append(Block(inputs, outputs))
                 inputs = outputs
             if level:
-                layers += [nn.Upsample(scale_factor=2), nn.Conv2d(inputs, inputs, 3, padding=1)]
+                layers += [Doubling(), nn.Conv2d(inputs, inputs, 3, padding=1)]
         self.blocks = nn.ModuleList(layers)
         self.norm = GroupNorm(inputs, eps=1e-6)
         self.output = nn.Conv2d(inputs, channels * patch_size**2, 3, padding=1)

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from genimg.networks.norms import InstanceNorm2d, LayerNorm2d
+from genimg.networks.resampling import Doubling
 from genimg.types import height_width
 from genimg.utils.numbers import require_least
 
@@ -105,9 +107,9 @@ def normalisation_layer(kind: str, channels: int, condition_dim: int = 0, *, aff
     if kind == "conditional_batch":
         return ConditionalBatchNorm2d(channels, condition_dim)
     if kind == "instance":
-        return nn.InstanceNorm2d(channels, affine=affine)
+        return InstanceNorm2d(channels, affine=affine)
     if kind == "layer":
-        return nn.GroupNorm(1, channels)
+        return LayerNorm2d(1, channels)
     raise ValueError(f"normalisation={kind} is unknown: choose one of {', '.join(NORMALISATIONS)}")
 
 
@@ -158,7 +160,7 @@ def upsampling_convolution(inputs: int, outputs: int, size: int, *, kind: str, b
     if kind == "transposed":
         return nn.ConvTranspose2d(inputs, outputs, size, stride=2, padding=1, output_padding=size % 2, bias=bias)
     if kind == "resize":
-        return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias))
+        return nn.Sequential(Doubling(), nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias))
     raise ValueError(f"upsampling={kind} is unknown: choose one of {', '.join(UPSAMPLINGS)}")
 
 
@@ -334,4 +336,6 @@ class SelfAttention(nn.Module):
         value = F.max_pool2d(self.value(features), 2).flatten(2)  # [N, C/2, HW/4]
         attention = torch.softmax(query.transpose(1, 2) @ key, dim=2)  # [N, HW, HW/4]
         mixed = value @ attention.transpose(1, 2).to(value.dtype)  # [N, C/2, HW]
-        return features + self.gamma * self.output(mixed.unflatten(2, features.shape[2:]))
+        # A float32 factor would make the result float32, so on a GPU the layers after it would read twice the memory.
+        gamma = self.gamma.to(features.dtype) if features.device.type == "cuda" else self.gamma
+        return features + gamma * self.output(mixed.unflatten(2, features.shape[2:]))

@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genimg.networks.autocast import without_autocast
 from genimg.networks.conditioning import ConditionEncoder, OneHot
-from genimg.networks.diffusion_layers import attention, without_autocast
+from genimg.networks.diffusion_layers import attention
 from genimg.networks.diffusion_unet import levels_with_attention, widths_of
+from genimg.networks.resampling import doubled
 from genimg.utils.numbers import require_least
 
 _EPSILON = 1e-4
@@ -132,8 +134,7 @@ class _Block(nn.Module):
         if self.resample == "down":
             features = F.avg_pool2d(features, 2)
         elif self.resample == "up":
-            # CUDA's autocast interpolates in float32, which ``mixed`` could not combine with bfloat16; the values are the same.
-            features = F.interpolate(features, scale_factor=2).to(features.dtype)
+            features = doubled(features)
         if self.is_encoder:
             features = normalised(features if self.skip is None else self.skip(features), 1)
         hidden = self.first(silu(features))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genimg.networks.conditioning import ConditionEncoder
+from genimg.utils.exact import has_float64
 from genimg.utils.numbers import require_least
 
 
@@ -175,7 +176,7 @@ def _shifted_right(features: Tensor) -> Tensor:
 def inverse_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
     """Map logits [N, K] and numbers [N] in [0, 1) to codes int64 [N]; a code of probability 0 is never chosen."""
     # float64 keeps sums of small probabilities accurate to the 24 bits of the numbers; Apple's GPUs do not support it.
-    exact = logits.float() if logits.device.type == "mps" else logits.double()
+    exact = logits.to(torch.float64 if has_float64(logits.device) else torch.float32)
     cumulative = exact.softmax(dim=1).cumsum(dim=1)
     reached = cumulative <= uniform[:, None] * cumulative[:, -1:]
     return reached.sum(dim=1).clamp(max=logits.shape[1] - 1)

@@ -1,7 +1,9 @@
-"""Resampling by two with a separable low-pass filter: Zhang 2019; Karras et al. 2019 (StyleGAN), appendix C.
+"""Resampling by two: by interpolation, or with a separable low-pass filter (Zhang 2019; Karras et al. 2019, appendix C).
 
-Each layer is one depthwise convolution over zero-padded features [N, C, H, W]. It preserves constants except at edges.
+Each filter is one depthwise convolution over zero-padded features [N, C, H, W]. It preserves constants except at edges.
 Positions match NVlabs' upfirdn2d, so weights trained with it are compatible.
+
+Results have the type of the features, also under autocast.
 """
 
 from __future__ import annotations
@@ -11,6 +13,41 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from genimg.networks.autocast import without_autocast
+
+INTERPOLATIONS = ("nearest", "bilinear")
+
+
+def doubled(features: Tensor, interpolation: str = "nearest") -> Tensor:
+    """Interpolate features [N, C, H, W] to [N, C, 2H, 2W] in their type.
+
+    Autocast on a GPU would interpolate in float32, and the layers after it would read and write twice the memory.
+
+    Args:
+        features: Features of any floating-point type.
+        interpolation: One of ``INTERPOLATIONS``.
+    """
+    if features.dtype == torch.float32:  # which autocast does not change either
+        return F.interpolate(features, scale_factor=2.0, mode=interpolation)
+    with without_autocast(features):
+        return F.interpolate(features, scale_factor=2.0, mode=interpolation)
+
+
+class Doubling(nn.Module):
+    """Layer that applies ``doubled``.
+
+    Args:
+        interpolation: One of ``INTERPOLATIONS``.
+    """
+
+    def __init__(self, interpolation: str = "nearest") -> None:
+        super().__init__()
+        self.interpolation = interpolation
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map [N, C, H, W] to [N, C, 2H, 2W]."""
+        return doubled(features, self.interpolation)
 
 
 class _Filter(nn.Module):
@@ -23,17 +60,20 @@ class _Filter(nn.Module):
         self.register_buffer("kernel", gain * torch.outer(row, row)[None, None], persistent=False)  # [1, 1, T, T]
         self.radius = len(row) // 2
 
+    def _wide(self, features: Tensor) -> Tensor:
+        """Return features of low precision in float32 on a CPU, where convolutions of one channel are slow in bfloat16."""
+        return features.to(self.kernel.dtype) if features.device.type == "cpu" else features
+
     def _correlate(self, features: Tensor, *, stride: int, padding: int) -> Tensor:
         channels = features.shape[1]
-        kernel = self.kernel.flip(2, 3).expand(channels, 1, -1, -1)
+        kernel = self.kernel.to(features.dtype).flip(2, 3).expand(channels, 1, -1, -1)
         return F.conv2d(features, kernel, stride=stride, padding=padding, groups=channels)
 
 
 class Upsample(_Filter):
     """Upsampling from [N, C, H, W] to [N, C, 2H, 2W]: zeros between the pixels, then the filter with gain 4.
 
-    It is always computed in float32, even under autocast: in bfloat16 this transposed convolution takes 8 to 15 times as long
-    on a CPU.
+    On a CPU it is always computed in float32: in bfloat16 this transposed convolution takes 8 to 15 times as long there.
 
     Args:
         taps: Filter along one axis, of any scale.
@@ -44,9 +84,9 @@ class Upsample(_Filter):
 
     def forward(self, features: Tensor) -> Tensor:
         channels = features.shape[1]
-        kernel = self.kernel.expand(channels, 1, -1, -1)
-        with torch.autocast(features.device.type, enabled=False):
-            wide = features.to(kernel.dtype)
+        with without_autocast(features):
+            wide = self._wide(features)
+            kernel = self.kernel.to(wide.dtype).expand(channels, 1, -1, -1)
             wide = F.conv_transpose2d(wide, kernel, stride=2, padding=self.radius - 1, groups=channels)
             return wide.to(features.dtype)
 
@@ -54,7 +94,7 @@ class Upsample(_Filter):
 class Downsample(_Filter):
     """Downsampling from [N, C, H, W] to [N, C, H/2, W/2] by the filter with stride 2.
 
-    It is always computed in float32, which makes the backward pass fast on a CPU.
+    On a CPU it is always computed in float32, which makes the backward pass fast.
 
     Args:
         taps: Filter along one axis, of any scale.
@@ -64,8 +104,8 @@ class Downsample(_Filter):
         super().__init__(taps, 1.0)
 
     def forward(self, features: Tensor) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):
-            narrow = self._correlate(features.to(self.kernel.dtype), stride=2, padding=self.radius - 1)
+        with without_autocast(features):
+            narrow = self._correlate(self._wide(features), stride=2, padding=self.radius - 1)
             return narrow.to(features.dtype)
 
 

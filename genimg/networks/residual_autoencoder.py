@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from genimg.networks.conditioning import ConditionEncoder, beside_image
 from genimg.networks.layers import complete_widths, halvings, normalisation_layer, start_at_zero
+from genimg.networks.resampling import Doubling
 from genimg.types import PixelLikelihood
 from genimg.utils.numbers import require_least
 
@@ -33,7 +34,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, *, normalisation: str, resampling: str) -> None:
         super().__init__()
-        up: list[nn.Module] = [nn.Upsample(scale_factor=2)] if resampling == "up" else []
+        up: list[nn.Module] = [Doubling()] if resampling == "up" else []
         down: list[nn.Module] = [nn.AvgPool2d(2)] if resampling == "down" else []
         last = nn.Conv2d(outputs, outputs, 3, padding=1)
         start_at_zero(last.weight)

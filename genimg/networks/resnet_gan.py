@@ -23,11 +23,11 @@ from genimg.networks.layers import (
     set_batch_norm_eps,
     spectral_normalise,
 )
+from genimg.networks.resampling import INTERPOLATIONS, Doubling
 from genimg.types import height_width
 from genimg.utils.numbers import require_least
 
 POOLINGS = ("sum", "mean")
-UPSAMPLINGS = ("nearest", "bilinear")
 
 
 class GeneratorBlock(nn.Module):
@@ -49,7 +49,7 @@ class GeneratorBlock(nn.Module):
             [
                 normalisation_layer(normalisation, inputs, condition_dim),
                 nn.ReLU(),
-                nn.Upsample(scale_factor=2, mode=upsampling),
+                Doubling(upsampling),
                 _residual_convolution(inputs, outputs),
                 normalisation_layer(normalisation, outputs, condition_dim),
                 nn.ReLU(),
@@ -57,7 +57,7 @@ class GeneratorBlock(nn.Module):
             ]
         )
         # The published order is the reverse; a 1x1 convolution commutes with interpolation and costs a quarter before it.
-        self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1), nn.Upsample(scale_factor=2, mode=upsampling))
+        self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1), Doubling(upsampling))
 
     def forward(self, features: Tensor, condition: Tensor) -> Tensor:
         """Map [N, inputs, H, W] and [N, E] to [N, outputs, 2H, 2W]."""
@@ -85,8 +85,8 @@ def generator_blocks(
     Raises:
         ValueError: If no feature map has the size ``attention_at``, or the upsampling is unknown.
     """
-    if upsampling not in UPSAMPLINGS:
-        raise ValueError(f"upsampling={upsampling} is unknown: choose one of {', '.join(UPSAMPLINGS)}")
+    if upsampling not in INTERPOLATIONS:
+        raise ValueError(f"upsampling={upsampling} is unknown: choose one of {', '.join(INTERPOLATIONS)}")
     channels = list(reversed(widths))
     sides = [min(base) * 2 ** (level + 1) for level in range(len(channels) - 1)]
     _check_attention(attention_at, dict(zip(sides, channels[1:], strict=True)))

@@ -108,7 +108,7 @@ def train_classifier(
                 (first, strengths), (second, others) = (random_views(images, generator) for _ in range(2))
                 batch = {
                     "image": torch.cat([first, second]).contiguous(memory_format=torch.channels_last),
-                    "label": labels[torch.from_numpy(chosen).to(device)].repeat(2),
+                    "label": labels[torch.from_numpy(chosen).to(device, non_blocking=True)].repeat(2),
                     "difference": strengths - others,
                 }
                 factor = schedule.at((epoch * steps + step) * batch_size, batch_size)

@@ -6,10 +6,10 @@ Networks do not depend on this module. Measurements are in docs/performance.md.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genimg.networks.diffusion_layers import GroupNorm
+from genimg.networks.norms import InstanceNorm2d, LayerNorm2d, normalised_by_image
 from genimg.training.cpu import is_channels_last
 from genimg.training.cpu_convolutions import ProductConv2d, ProductConvTranspose2d, may_be_product
 
@@ -21,9 +21,9 @@ def use_faster_layers(model: nn.Module) -> None:
     unchanged.
     """
     for layer in model.modules():
-        if type(layer) is nn.InstanceNorm2d and not layer.track_running_stats:
+        if type(layer) in (nn.InstanceNorm2d, InstanceNorm2d) and not layer.track_running_stats:
             layer.__class__ = _InstanceNorm2d
-        elif type(layer) in (nn.GroupNorm, GroupNorm):
+        elif type(layer) in (nn.GroupNorm, GroupNorm, LayerNorm2d):
             layer.__class__ = _GroupNorm
         elif type(layer) is nn.Dropout and 0 < _num_dropped(layer.p) < 2**16 and not layer.inplace:
             layer.__class__ = _Dropout
@@ -34,20 +34,14 @@ def use_faster_layers(model: nn.Module) -> None:
 
 
 class _InstanceNorm2d(nn.InstanceNorm2d):
-    """PyTorch's layer, computed image by image for channels-last features.
-
-    PyTorch's version copies such features into contiguous ones and returns that format, so the following layers are slow, too.
-    Its batch norm of a single image is equivalent and keeps the format.
-    """
+    """PyTorch's layer, computed image by image for channels-last features."""
 
     def forward(self, features: Tensor) -> Tensor:
         """Map [N, C, H, W] to [N, C, H, W]."""
         last = features.is_contiguous(memory_format=torch.channels_last) and not features.is_contiguous()
         if features.device.type != "cpu" or not last:
             return super().forward(features)
-        return torch.cat(
-            [F.batch_norm(one, None, None, self.weight, self.bias, training=True, eps=self.eps) for one in features.split(1)]
-        )
+        return normalised_by_image(features, self)
 
 
 class _GroupNorm(nn.GroupNorm):

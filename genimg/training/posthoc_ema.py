@@ -20,6 +20,7 @@ from torch import Tensor
 from genimg.errors import CheckpointError, ConfigError
 from genimg.training import checkpoint
 from genimg.training.ema import LONGEST, SHORTEST, exponent_of
+from genimg.utils.exact import double
 from genimg.utils.type_hints import fits
 
 FOLDER = "averages"
@@ -205,5 +206,5 @@ def weights_of_length(snapshots: Sequence[Snapshot | SavedSnapshot], images: int
     for factor, snapshot in zip(factors.tolist(), snapshots, strict=True):
         weights = snapshot.weights
         for key, total in summed.items():
-            total.add_(weights[key].double(), alpha=factor)
+            total.add_(double(weights[key]), alpha=factor)
     return {key: summed[key].to(value.dtype) if key in summed else value for key, value in latest.items()}

@@ -48,6 +48,7 @@ _LUMINANCE = torch.tensor([
 _CHROMINANCE = torch.full((8, 8), 99)
 _CHROMINANCE[:4, :4] = torch.tensor([[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]])
 _TO_YCBCR = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+_FROM_YCBCR = torch.linalg.inv(_TO_YCBCR)
 
 
 def random_views(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -63,20 +64,21 @@ def random_views(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Te
     count, channels, height, width = images.shape
     device = images.device
     strengths = _draw_strengths(count, channels, generator)
-    by_name = dict(zip(CHANGES, strengths.to(device).unbind(1), strict=True))
-    views = _move(images, by_name, torch.randn(count, 2, 4, 4, generator=generator).to(device))
-    others = images[torch.randperm(count, generator=generator).to(device)]
+    drawn = dict(zip(CHANGES, strengths.unbind(1), strict=True))
+    by_name = dict(zip(CHANGES, _sent(strengths, device).unbind(1), strict=True))
+    views = _move(images, by_name, _sent(torch.randn(count, 2, 4, 4, generator=generator), device))
+    others = images[_sent(torch.randperm(count, generator=generator), device)]
     views = ghost(views, by_name["ghost"], others)
-    corners = torch.rand(2, count, generator=generator).to(device) * torch.tensor([[height], [width]], device=device)
-    views = patch(views, by_name["patch"], others, corners)
+    centers = torch.rand(2, count, generator=generator) * torch.tensor([[height], [width]])
+    views = patch(views, by_name["patch"], others, _sent(centers, device))
     views = _recolor(views, by_name)
     filters: tuple[tuple[str, Filter], ...] = (("pixelation", pixelate), ("blur", blur))
     for name, apply in filters:
-        views = _where(by_name[name], apply, views)
+        views = _where(drawn[name], apply, views)
     deviation = (_NOISE * by_name["noise"])[:, None, None, None]
-    views = views + deviation * torch.randn(views.shape, generator=generator).to(device)
-    views = _where(by_name["jpeg"], jpeg, views)
-    return ((views.clamp(-1.0, 1.0) + 1.0) * 127.5).round() / 127.5 - 1.0, strengths.to(device) * _UNITS.to(device)
+    views = views + deviation * _sent(torch.randn(views.shape, generator=generator), device)
+    views = _where(drawn["jpeg"], jpeg, views)
+    return ((views.clamp(-1.0, 1.0) + 1.0) * 127.5).round() / 127.5 - 1.0, _sent(strengths * _UNITS, device)
 
 
 def _draw_strengths(count: int, channels: int, generator: torch.Generator) -> Tensor:
@@ -103,10 +105,18 @@ def _draw_strengths(count: int, channels: int, generator: torch.Generator) -> Te
     return torch.cat([torch.stack(changes, dim=1), degradations], dim=1)
 
 
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor from the CPU to the device without waiting for the device's earlier work."""
+    return tensor.to(device, non_blocking=True)
+
+
 def _where(strength: Tensor, apply: Filter, images: Tensor) -> Tensor:
-    """Apply a filter only to images for which its strength is not 0, which saves time."""
+    """Apply a filter only to images for which its strength, on the CPU, is not 0, which saves time."""
     chosen = strength.nonzero().flatten()
-    return images if len(chosen) == 0 else images.index_copy(0, chosen, apply(images[chosen], strength[chosen]))
+    if len(chosen) == 0:
+        return images
+    indices = _sent(chosen, images.device)
+    return images.index_copy(0, indices, apply(images[indices], strength[chosen]))
 
 
 def _move(images: Tensor, by: dict[str, Tensor], displacements: Tensor) -> Tensor:
@@ -129,7 +139,7 @@ def _recolor(images: Tensor, by: dict[str, Tensor]) -> Tensor:
     images = (images - mean) * torch.exp(_CONTRAST * contrast) + mean + _BRIGHTNESS * brightness
     if images.shape[1] == 1:
         return images
-    grey = (images * _TO_YCBCR[0].to(images.device)[:, None, None]).sum(dim=1, keepdim=True)
+    grey = (images * _sent(_TO_YCBCR[0], images.device)[:, None, None]).sum(dim=1, keepdim=True)
     return grey + (images - grey) * torch.exp(_SATURATION * saturation)
 
 
@@ -149,10 +159,10 @@ def patch(images: Tensor, strength: Tensor, others: Tensor, centers: Tensor) -> 
 
 
 def blur(images: Tensor, strength: Tensor) -> Tensor:
-    """Blur with Gaussians of 0.3 to 2.3 pixels."""
+    """Blur with Gaussians of 0.3 to 2.3 pixels; the strengths are on the CPU."""
     count, channels, height, _ = images.shape
     offsets = torch.arange(-_BLUR_RADIUS, _BLUR_RADIUS + 1, device=images.device).float()
-    deviations = (_LEAST_BLUR + _BLUR * strength)[:, None]
+    deviations = (_LEAST_BLUR + _BLUR * _sent(strength, images.device))[:, None]
     kernels = torch.softmax(-(offsets.square()) / (2.0 * deviations.square()), dim=1).repeat_interleave(channels, dim=0)
     values = F.pad(images, (_BLUR_RADIUS,) * 4, mode="replicate").reshape(1, count * channels, height + 2 * _BLUR_RADIUS, -1)
     for kernel in (kernels[:, None, :, None], kernels[:, None, None, :]):
@@ -161,30 +171,35 @@ def blur(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def pixelate(images: Tensor, strength: Tensor) -> Tensor:
-    """Reduce the resolution by a factor of 2 to 8 with area averaging, and repeat pixels."""
+    """Reduce the resolution by a factor of 2 to 8 with area averaging, and repeat pixels; the strengths are on the CPU."""
     result = images.clone()
     factors = (2.0 * (_MOST_PIXELATION / 2) ** strength).round()
     for factor in range(2, _MOST_PIXELATION + 1):
-        chosen = factors == factor
-        if chosen.any():
+        chosen = (factors == factor).nonzero().flatten()
+        if len(chosen):
+            indices = _sent(chosen, images.device)
             size = [max(side // factor, 1) for side in images.shape[2:]]
-            small = F.interpolate(images[chosen], size=size, mode="area")
-            result[chosen] = F.interpolate(small, size=images.shape[2:], mode="nearest")
+            small = F.interpolate(images[indices], size=size, mode="area")
+            result[indices] = F.interpolate(small, size=images.shape[2:], mode="nearest")
     return result
 
 
 def jpeg(images: Tensor, strength: Tensor) -> Tensor:
-    """Quantise the cosine transform of 8x8 blocks as in JPEG, with up to 12 times its tables; colours have half resolution."""
+    """Quantise the cosine transform of 8x8 blocks as in JPEG, with up to 12 times its tables; colours have half resolution.
+
+    The strengths are on the CPU.
+    """
     channels, height, width = images.shape[1:]
+    strength = _sent(strength, images.device)
     levels = (images + 1.0) * 127.5
     if channels == 1:
         return (_quantised(levels - 128.0, _LUMINANCE, strength) + 128.0) / 127.5 - 1.0
-    to_ycbcr = _TO_YCBCR.to(images.device)
+    to_ycbcr, from_ycbcr = _sent(_TO_YCBCR, images.device), _sent(_FROM_YCBCR, images.device)
     luminance, colors = torch.einsum("ij,njhw->nihw", to_ycbcr, levels).split([1, 2], dim=1)
     luminance = _quantised(luminance - 128.0, _LUMINANCE, strength) + 128.0  # the standard's level shift
     half = _quantised(F.avg_pool2d(colors, 2, ceil_mode=True), _CHROMINANCE, strength)
     colors = F.interpolate(half, scale_factor=2, mode="bilinear", align_corners=False)[:, :, :height, :width]
-    return torch.einsum("ij,njhw->nihw", torch.linalg.inv(to_ycbcr), torch.cat([luminance, colors], dim=1)) / 127.5 - 1.0
+    return torch.einsum("ij,njhw->nihw", from_ycbcr, torch.cat([luminance, colors], dim=1)) / 127.5 - 1.0
 
 
 def _quantised(values: Tensor, table: Tensor, strength: Tensor) -> Tensor:
@@ -192,8 +207,8 @@ def _quantised(values: Tensor, table: Tensor, strength: Tensor) -> Tensor:
     height, width = values.shape[2:]
     values = F.pad(values, (0, -width % 8, 0, -height % 8), mode="replicate")
     blocks = values.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)  # [N, C, H/8, W/8, 8, 8]
-    transform = _cosine_transform().to(values.device)
-    steps = (table.to(values) * (_JPEG * strength)[:, None, None, None, None, None]).clamp_min(1e-3)
+    transform = _sent(_cosine_transform(), values.device)
+    steps = (_sent(table.to(values.dtype), values.device) * (_JPEG * strength)[:, None, None, None, None, None]).clamp_min(1e-3)
     coefficients = (transform @ blocks @ transform.T / steps).round() * steps
     return (transform.T @ coefficients @ transform).transpose(3, 4).flatten(4, 5).flatten(2, 3)[:, :, :height, :width]
 

@@ -91,6 +91,11 @@ def test_colours_are_torchvisions(ours, theirs, channels):
     assert torch.allclose(ours(images, factors), expected, atol=1e-6)
 
 
+def test_a_shift_of_the_hue_copies_nothing_from_the_host(monkeypatch):
+    monkeypatch.setattr(torch, "tensor", None)  # such a copy waits for the GPU
+    shift_hue(torch.rand(2, 3, 4, 4), torch.zeros(2))
+
+
 def test_hue_is_torchvisions():
     images, turns = unit(), torch.tensor([-0.5, -0.31, -0.1, 0.0, 0.05, 0.2, 0.333, 0.5])
     expected = torch.stack([TF.adjust_hue(image, turn) for image, turn in zip(images, turns.tolist(), strict=True)])

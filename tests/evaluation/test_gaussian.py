@@ -14,7 +14,7 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, i
 
 from genimg.errors import DataError
 from genimg.evaluation import gaussian
-from genimg.evaluation.gaussian import FeatureSums, GaussianStatistics, InceptionScoreSums, in_float64
+from genimg.evaluation.gaussian import FeatureSums, GaussianStatistics, InceptionScoreSums
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -89,12 +89,6 @@ def test_a_result_can_be_asked_for_between_batches_and_again():
     for result in (sums.result(), sums.result()):
         assert result.num_images == 30
         np.testing.assert_allclose(result.covariance, np.cov(features.numpy(), rowvar=False), rtol=1e-11, atol=1e-11)
-
-
-def test_values_become_float64_where_they_are():
-    values = in_float64(torch.tensor([0.1], dtype=torch.float32))
-    assert values.dtype == torch.float64
-    assert values.item() == np.float64(np.float32(0.1))
 
 
 def test_adding_does_not_change_the_features():

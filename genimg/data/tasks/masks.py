@@ -21,6 +21,8 @@ from genimg.utils.rng import Stream, uniform
 
 _TURN, _TURN_RANGE = 2 * math.pi / 5, 2 * math.pi / 15  # angles between segments and course; code of Yu et al. 2019
 
+_MOST_DISTANCES = 2**24  # pixels times segments whose distances a GPU computes at once: 64 MiB for each intermediate result
+
 
 class Mask(ABC):
     """Generates masks for images of one size."""
@@ -164,18 +166,26 @@ def brushed(segments: NDArray[np.float64], height: int, width: int, device: torc
     segments = segments[:, (segments[4] >= 0).any(axis=1)]
     y = torch.arange(height, device=device)[:, None] + 0.5
     x = torch.arange(width, device=device) + 0.5
-    missing = torch.zeros(segments.shape[2], height, width, dtype=torch.bool, device=device)
-    for from_y, from_x, to_y, to_x, reach in (
-        torch.from_numpy(segments.astype(np.float32)).to(device, non_blocking=True)[..., None, None].unbind(1)
-    ):
-        down, right, dy, dx = y - from_y, x - from_x, to_y - from_y, to_x - from_x  # [N, H, 1], [N, 1, W], [N, 1, 1] twice
-        squared = (dy**2 + dx**2).clamp(min=1e-6)
-        # The distance is to the foot of the perpendicular, clamped to the segment.
-        foot = (down * (dy / squared) + right * (dx / squared)).clamp_(0.0, 1.0)  # [N, H, W]
-        distance = torch.addcmul(down, foot, dy, value=-1).square_()
-        distance += torch.addcmul(right, foot, dx, value=-1).square_()
-        missing |= distance <= reach.abs() * reach
+    count = segments.shape[2]
+    missing = torch.zeros(count, height, width, dtype=torch.bool, device=device)
+    numbers = torch.from_numpy(segments.astype(np.float32)).to(device, non_blocking=True)[..., None, None]  # [5, M, N, 1, 1]
+    # A CPU takes one segment at a time, which stays in its caches; a GPU takes many, because each operation is a launch.
+    at_once = 1 if device.type == "cpu" else max(1, _MOST_DISTANCES // (count * height * width))
+    for chosen in numbers.split(at_once, dim=1):
+        missing |= _near(chosen, y, x).any(dim=0)
     return missing[:, None].float()
+
+
+def _near(segments: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Return which pixels are near each of M segments [5, M, N, 1, 1]: bool [M, N, H, W]."""
+    from_y, from_x, to_y, to_x, reach = segments.unbind()
+    down, right, dy, dx = y - from_y, x - from_x, to_y - from_y, to_x - from_x  # [M, N, H, 1], [M, N, 1, W], [M, N, 1, 1] twice
+    squared = (dy**2 + dx**2).clamp(min=1e-6)
+    # The distance is to the foot of the perpendicular, clamped to the segment.
+    foot = (down * (dy / squared) + right * (dx / squared)).clamp_(0.0, 1.0)  # [M, N, H, W]
+    distance = torch.addcmul(down, foot, dy, value=-1).square_()
+    distance += torch.addcmul(right, foot, dx, value=-1).square_()
+    return distance <= reach.abs() * reach
 
 
 class Files(Mask):

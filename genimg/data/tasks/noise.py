@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.io import decode_jpeg, encode_jpeg
 
+from genimg.utils.exact import double, float64_device
 from genimg.utils.images import to_float, to_uint8
 from genimg.utils.rng import normal_field, uniform_field
 
@@ -36,7 +37,7 @@ class Photons:
 
     def __init__(self, peak: float) -> None:
         self.peak = peak
-        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}  # by the device that computes with float64
 
     def _make_tables(self) -> tuple[Tensor, Tensor]:
         """Return the minimum count of every level [256], and level + P(count <= minimum + k) for k = 0, 1, ...
@@ -55,15 +56,16 @@ class Photons:
 
     def __call__(self, images: Tensor, keys: NDArray[np.uint64]) -> Tensor:
         """Return noisy images [N, C, H, W] from images in [-1, 1] of 256 levels, in their units; values may exceed 1."""
-        if images.device not in self._tables:
+        device = float64_device(images.device)
+        if device not in self._tables:
             fewest, cumulative = self._make_tables()
-            self._tables[images.device] = fewest.to(images.device), cumulative.to(images.device)
-        fewest, cumulative = self._tables[images.device]
-        levels = to_uint8(images).long()
-        chance = uniform_field(keys, images.shape[1:], images.device)
-        found = torch.searchsorted(cumulative, (levels + chance.double()).contiguous(), right=True)
+            self._tables[device] = fewest.to(device), cumulative.to(device)
+        fewest, cumulative = self._tables[device]
+        levels = to_uint8(images).to(device).long()
+        chance = uniform_field(keys, images.shape[1:], device)
+        found = torch.searchsorted(cumulative, (levels + double(chance)).contiguous(), right=True)
         counts = fewest[levels] + (found - levels * (len(cumulative) // 256))
-        return (counts * (2.0 / self.peak) - 1.0).float()
+        return (counts * (2.0 / self.peak) - 1.0).float().to(images.device)
 
 
 def jpeg(images: Tensor, quality: int) -> Tensor:

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from genimg.utils.exact import double, has_float64
+
 _PRECISION = 22  # fractional bits of Pillow's weights for 8-bit images
 
 
@@ -19,12 +21,12 @@ def pillow_bicubic(images: Tensor, height: int, width: int) -> Tensor:
     It computes with integers below 2^53, so float64 matrix products give the same result on any device. Pillow 13 resizes the
     columns first for some images that are not square; this function follows earlier versions, which never did.
     """
-    if images.device.type == "mps":  # MPS has no float64
+    if not has_float64(images.device):
         return pillow_bicubic(images.cpu(), height, width).to(images.device)
     if images.shape[3] != width:
-        images = _to_8_bits(images.double() @ _weights(images.shape[3], width).to(images.device))
+        images = _to_8_bits(double(images) @ _weights(images.shape[3], width).to(images.device))
     if images.shape[2] != height:
-        images = _to_8_bits(_weights(images.shape[2], height).T.to(images.device) @ images.double())
+        images = _to_8_bits(_weights(images.shape[2], height).T.to(images.device) @ double(images))
     return images
 
 

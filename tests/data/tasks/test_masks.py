@@ -1,13 +1,17 @@
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from errors import raises
+from fake_devices import fake_device
 from PIL import Image
 from scipy import ndimage
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from genimg.data.tasks import masks
 from genimg.data.tasks.masks import Boxes, Center, Files, Mask, Strokes, brushed
 from genimg.errors import DataError
 
@@ -100,6 +104,37 @@ def test_brush_is_the_distance_to_a_segment():
         distance = np.hypot(y - from_y - along * (to_y - from_y), x - from_x - along * (to_x - from_x)).min(axis=0)
         expected |= distance <= reach
     assert (found == expected).mean() > 0.998
+
+
+@pytest.mark.parametrize("most", [1, 3 * 2 * 32 * 40, 10**9])
+def test_many_segments_at_once_give_the_same_mask(most, monkeypatch):
+    random = np.random.default_rng(0)
+    segments = np.concatenate([random.uniform(0, 40, (4, 7, 2)), random.uniform(-2, 6, (1, 7, 2))])
+    expected = brushed(segments, 32, 40, torch.device("cpu"))
+    assert 0 < expected.mean() < 1
+    y, x = torch.arange(32)[:, None] + 0.5, torch.arange(40) + 0.5
+    numbers = torch.from_numpy(segments[:, (segments[4] >= 0).any(axis=1)].astype(np.float32))[..., None, None]
+    at_once = max(1, most // (2 * 32 * 40))
+    near = torch.cat([masks._near(some, y, x) for some in numbers.split(at_once, dim=1)])
+    assert torch.equal(near.any(dim=0)[:, None].float(), expected)
+
+
+def test_a_gpu_draws_all_strokes_with_few_kernels(monkeypatch):
+    random = np.random.default_rng(0)
+    segments = np.concatenate([random.uniform(0, 64, (4, 48, 8)), random.uniform(1, 6, (1, 48, 8))])
+    count = Counter()
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            count[function] += 1
+            return function(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(masks.torch, "from_numpy", torch.tensor)
+    with fake_device(monkeypatch, "cuda") as device, Counting():
+        result = brushed(segments, 64, 64, device.device)
+    assert result.device.type == "cuda"
+    assert result.shape == (8, 1, 64, 64)
+    assert sum(count.values()) < 60  # operations, views included; one of the 48 segments at a time takes about 20 each
 
 
 def test_files_are_chosen_evenly_and_white_is_missing(folder):
