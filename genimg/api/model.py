@@ -24,7 +24,7 @@ from genimg.inference.translate import ImageTranslator, chosen_direction, needs_
 from genimg.inference.translate_labels import BetweenLabels, between_labels, image_translator
 from genimg.methods.base import Method
 from genimg.methods.capabilities import Generates, Reconstructs, Translates, TranslatesLabels, TranslatesRandomly
-from genimg.methods.sampling_options import looked_up, sampling_options
+from genimg.methods.sampling_options import chosen_options
 from genimg.training.device import choose_device
 from genimg.types import Batch, height_width
 from genimg.utils.images import to_float
@@ -131,7 +131,7 @@ class Model:
         method = self._capable(Generates, "sample", "translates images: use translate")
         require_least(1, num_images=num_images, batch_size=batch_size)
         lookup = lookup_for(self._checkpoint, self.method, self.device, self._allow)
-        chosen = sampling_options(method, looked_up(method, options, lookup))
+        chosen = chosen_options(method, options, lookup)
         rows = self._conditions(method, num_images, label=label, text=text)
         sampler = Sampler(method, self.device, seed, batch_size, chosen)
 

@@ -21,7 +21,7 @@ import genimg
 from genimg.api.assemble import Assembly, assemble, describe_parts
 from genimg.api.debugging import shortened
 from genimg.api.dry_run import rehearse
-from genimg.api.initial_weights import InitialWeights
+from genimg.api.initial_weights import InitialWeights, warn_without_initial_weights
 from genimg.api.run import DivergedError, Run, Training
 from genimg.api.trained_networks import with_trained_networks
 from genimg.api.usual import (
@@ -297,6 +297,11 @@ def _built(
         check_classes=None if saved is None else partial(resume.check_classes, saved.state, force=bool(config["resume_force"])),
         initialise=None if initial is None else initial.load_into,
     )
+    if saved is None and rank() == 0:
+        if initial is None:
+            warn_without_initial_weights(assembly.components.method, composition.choices.get("model"))
+        else:
+            initial.warn_of_another_kind(config["model"])
     parts = resolve_auto(
         assembly.components,
         accumulation=saved is None and config["trainer"]["accumulation"] == "auto",

@@ -61,15 +61,6 @@ class Sampler:
         """Draw the random inputs of samples."""
         return self.method.draw(indices, self.seed)
 
-    def check(self) -> None:
-        """Check the options, before any work.
-
-        Raises:
-            ConfigError: If the model does not support an option; the message names it.
-        """
-        if self.options is not None:
-            self.method.check_options(self.options)
-
     def make_all(self, count: int, draw: Callable[[range], Batch], what: str) -> Iterator[tuple[range, Batch, Tensor]]:
         """Yield the positions, drawn inputs and images of each batch.
 
