@@ -27,6 +27,7 @@ from genimg.api.trained_networks import with_trained_networks
 from genimg.api.usual import (
     chooses_extractor,
     refuse_repeated_options,
+    warn_of_conditioning_without_effect,
     warn_of_missing_penalties,
     warn_of_short_training,
 )
@@ -247,7 +248,7 @@ def dry_run(composition: Composition, run_dir: Path, device_name: str, *, datase
     """
     _, _, assembly, parts, _ = _built(composition, run_dir / ".dry_run", device_name, dataset)  # this directory does not exist
     try:
-        rehearse(parts, assembly.config["trainer"]["duration"])
+        rehearse(parts, assembly.config)
     except NonFiniteError as error:
         raise DivergedError(
             f"training diverged: the loss or gradient of {error.group} was not finite at step {error.step} of the dry run",
@@ -298,6 +299,7 @@ def _built(
         initialise=None if initial is None else initial.load_into,
     )
     if saved is None and rank() == 0:
+        warn_of_conditioning_without_effect(composition, assembly.components.method)
         if initial is None:
             warn_without_initial_weights(assembly.components.method, composition.choices.get("model"))
         else:
@@ -383,7 +385,7 @@ def _identity(parts: TrainingComponents) -> Identity:
 
 def _announce(composition: Composition, assembly: Assembly, parts: TrainingComponents, trainer: Trainer, run_dir: Path) -> None:
     log.info("run directory: %s", run_dir)
-    describe_parts(parts)
+    describe_parts(parts, assembly.config)
     settings = trainer.settings
     log.info(
         "training for %s: %d images in %d steps of %d",

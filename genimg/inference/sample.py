@@ -93,4 +93,8 @@ class Sampler:
         """Log the number of network evaluations and the time per image, if the options determine the number of evaluations."""
         evaluations = (self.options or self.method.sampling_options).num_evaluations
         if evaluations is not None and self.cost.num_images:
-            log.info("%d network evaluations and %.3g s per image", evaluations, self.cost.seconds / self.cost.num_images)
+            log.info(
+                "%d network evaluation%s and %.3g s per image%s",
+                evaluations, "s" * (evaluations != 1), self.cost.seconds / self.cost.num_images,
+                "" if self.near is None else ", not counting the evaluations that find the noise of near=",
+            )  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 
 from genimg.data.facts import DataFacts
 from genimg.errors import ConfigError
-from genimg.inference.conditions import Condition, find_conditions, name_of_label
+from genimg.inference.conditions import Condition, find_conditions, name_of_label, require_other_conditions
 from genimg.inference.interpolation import Loop, write_loops
 from genimg.inference.reconstruct import pixel_format, read_near, reconstruct
 from genimg.inference.sample import Sampler
@@ -203,6 +203,8 @@ def plan(
         chosen = chosen_options(method, request.sampling, lookup, other_options)
         method.before_sampling()
     conditions = find_conditions(method, class_names, label=request.label, text=request.text)
+    if isinstance(method, Generates):
+        require_other_conditions(chosen, [each.row for each in conditions])
     output = request.output_path(conditions, run_dir)
     if (given := request.reconstruct) is not None:
         autoencoder, pixels = _autoencoder(method, given), pixel_format(facts, data)
