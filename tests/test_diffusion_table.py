@@ -127,14 +127,16 @@ def test_guidance_leads_away_from_captions_classes_and_weaker_checkpoints(tmp_pa
         ["sample", "ckpt=texts", "text=a red circle", "negative=a red circle", *guided],
         ["sample", "ckpt=labels", "guidance=nan"], ["eval", "ckpt=labels", "evaluation=shapes", "sampling.steps=0"],
         ["eval", "ckpt=labels", "evaluation=shapes", "steps=2"],
+        ["eval", "ckpt=labels", "evaluation=shapes", "sampling.spacing=quadratic"],
         [*labels[:-1], "evaluation=shapes", "evaluation.sampling={steps: 0}", "run_dir=never"],
     ], tmp_path)  # fmt: skip
-    assert codes == [2] * 12, output
+    assert codes == [2] * 13, output
     for words in (
         "negative=4 is also",
         "negative=a red circle is also",
         "error: guidance=nan",
         "error: sampling.steps=0",
+        "error: sampling.spacing=quadratic",
         "sampling.steps=VALUE",
         "error: evaluation.sampling.steps=0",
         "the model itself",

@@ -220,12 +220,13 @@ def _evaluate_samples(request: Request, checkpoint: TrainedCheckpoint, device: t
             evaluator.choose_sampling(
                 looked_up(method, options.sampling, lookup_for(checkpoint, method, device, options.allow))
             )
-            if options.sampling and not options.surface:  # before the evaluator's own check, which names its config key
-                sampling_options(method, evaluator.sampling)
+            if options.sampling and not options.surface:  # here, because the evaluator names its key in the config
+                method.check_options(sampling_options(method, evaluator.sampling))
         except UserError as error:
             raise error.mounted("sampling", vars(method.sampling_options)) from error
     with mounted("evaluation", evaluator):
-        evaluator.check(method, sampling=not options.surface)  # a surface checks those of each point
+        # A surface checks those of each point.
+        evaluator.check(method, sampling=not (options.surface or (options.sampling and isinstance(method, Generates))))
     assert isinstance(method, Generates)
     if options.surface:
         measure_surface(request, checkpoint, method, evaluator, real, held_out, device)

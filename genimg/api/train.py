@@ -26,6 +26,7 @@ from genimg.api.run import DivergedError, Run, Training
 from genimg.api.trained_networks import with_trained_networks
 from genimg.api.usual import (
     chooses_extractor,
+    refuse_concatenated_labels,
     refuse_repeated_options,
     warn_of_conditioning_without_effect,
     warn_of_missing_penalties,
@@ -279,6 +280,7 @@ def _built(
         if rank() == 0 and saved is None and config["init_from"] is not None:
             initial = InitialWeights.open(config["init_from"], config["allow"])
     if saved is None:
+        refuse_concatenated_labels(config)
         warn_of_missing_penalties(composition)
     if config["print_config"] and rank() == 0:
         print(OmegaConf.to_yaml(OmegaConf.create(thaw(config))))

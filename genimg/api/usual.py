@@ -50,6 +50,23 @@ def refuse_repeated_options(composition: Composition) -> None:
                 raise ConfigError(f"{override.input_line}: {same} share one config key, {group}.{place}", fix, key=group)
 
 
+def refuse_concatenated_labels(config: Mapping[str, Any]) -> None:
+    """Reject ``conditioning=concat`` for a new run of a diffusion or flow-matching model, whose network embeds labels.
+
+    Runs of earlier versions, where it had the effect of ``label``, can still be resumed.
+
+    Args:
+        config: Resolved config.
+
+    Raises:
+        ConfigError: If the conditioning is for another kind of model.
+    """
+    if (config.get("conditioning") or {}).get("head") == "concat" and "times" in config["model"]:  # times of noise levels
+        raise ConfigError(
+            "conditioning=concat is for GANs and autoencoders, but this model embeds labels", "set conditioning=label"
+        )
+
+
 def warn_of_missing_penalties(composition: Composition) -> None:
     """Warn if an override removes penalties that the model's YAML sets."""
     if "penalty" not in composition.typed_keys():
