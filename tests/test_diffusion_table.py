@@ -14,10 +14,12 @@ import pytest
 import tiny
 import torch
 from command_table import options, run, succeed, walk
+from errors import raises
 from PIL import Image
 from sampling import sampled
 
 import genimg
+from genimg.errors import ConfigError
 from genimg.utils.images import to_uint8
 
 COMMON = [
@@ -33,6 +35,7 @@ ROWS = {
     "flow": ["model=flow", "sampler=dpmpp_2m"],
     "flow_small_labels": ["model=flow_small", "conditioning=label", "ema=[exponential,power]"],
     "flow_patches": ["model=flow_small", "model.network.patch_size=2"],
+    "flow_dit_labels": ["model=flow_dit_small", "conditioning=label"],
     "flow_data": ["model=flow", "model.prediction=data", "loss=min_snr"],
     "ddpm": ["model=ddpm", *DISCRETE],
     "ddpm_v": ["model=ddpm", *DISCRETE, "model.prediction=v", "loss=min_snr", "sampler=ddim", "sampler.steps=5"],
@@ -46,7 +49,7 @@ ROWS = {
 @pytest.mark.parametrize("name", sampled(ROWS, lambda name: [ROWS[name][0], "labels" in name, "captions" in name]))
 def test_every_recipe_trains_resumes_and_samples(name: str, tmp_path: Path) -> None:
     checkpoint = walk(
-        [*COMMON, *ROWS[name], *tiny.DIFFUSION], tmp_path,
+        [*COMMON, *ROWS[name], *tiny.DENOISERS[ROWS[name][0].removeprefix("model=")]], tmp_path,
         ["sample", "ckpt=parts", "num_images=2", "steps=2"],
     )  # fmt: skip
     assert checkpoint["method"].keys() >= {"denoiser.sigma_data", "denoiser.network.output.weight"}
@@ -120,9 +123,22 @@ def test_guidance_leads_away_from_captions_classes_and_weaker_checkpoints(tmp_pa
         ["sample", "ckpt=labels", "autoguidance=labels", *guided], ["sample", "ckpt=labels", "autoguidance=texts", *guided],
         ["sample", "ckpt=labels", "autoguidance=nowhere", *guided], ["sample", "ckpt=labels", "negative=horse", *guided],
         ["sample", "ckpt=labels", "negative=ring", "steps=2"], [*evaluate, f"evaluation.sampling.{earlier}"],
+        ["sample", "ckpt=labels", "label=[circle,ring]", "negative=ring", *guided],
+        ["sample", "ckpt=texts", "text=a red circle", "negative=a red circle", *guided],
+        ["sample", "ckpt=labels", "guidance=nan"], ["eval", "ckpt=labels", "evaluation=shapes", "sampling.steps=0"],
+        ["eval", "ckpt=labels", "evaluation=shapes", "steps=2"],
+        ["eval", "ckpt=labels", "evaluation=shapes", "sampling.spacing=quadratic"],
+        [*labels[:-1], "evaluation=shapes", "evaluation.sampling={steps: 0}", "run_dir=never"],
     ], tmp_path)  # fmt: skip
-    assert codes == [2] * 6, output
+    assert codes == [2] * 13, output
     for words in (
+        "negative=4 is also",
+        "negative=a red circle is also",
+        "error: guidance=nan",
+        "error: sampling.steps=0",
+        "error: sampling.spacing=quadratic",
+        "sampling.steps=VALUE",
+        "error: evaluation.sampling.steps=0",
         "the model itself",
         "condition caption",
         "autoguidance=nowhere",
@@ -131,6 +147,11 @@ def test_guidance_leads_away_from_captions_classes_and_weaker_checkpoints(tmp_pa
         "loaded here",
     ):
         assert words in output
+    model = genimg.load(tmp_path / "labels", device="cpu")
+    with raises(ConfigError, "autoguidance"):
+        model.sample(2, guidance=2, steps=2, autoguidance=str(tmp_path / "texts"))
+    with raises(ConfigError, "negative"):
+        model.sample(2, guidance=2, steps=2, label=[0, 4], negative="ring")
 
 
 @pytest.mark.usefixtures("unchanged_process")
@@ -141,7 +162,8 @@ def test_images_are_translated_from_one_class_to_another(tmp_path: Path) -> None
     for name, size in {"a.png": (16, 16), "more/b.jpg": (40, 24)}.items():
         Image.linear_gradient("L").resize(size).convert("RGB").save(tmp_path / "photos" / name)
     pair = ["translate", "ckpt=run", "input=photos", "label_from=circle", "steps=3"]
-    succeed([train, blind, [*pair, "label_to=ring", "output=rings"], [*pair, "label_to=3", "output=others"]], tmp_path)
+    output = succeed([train, blind, [*pair, "label_to=ring", "output=rings"], [*pair, "label_to=3", "output=others"]], tmp_path)
+    assert output.count("classes are ignored: to generate a chosen one, set conditioning=label\n") == 1
     sizes = {name: Image.open(tmp_path / "rings" / name).size for name in ("a.png", "more/b.png")}
     assert set(sizes.values()) == {(16, 16)}
     assert (tmp_path / "rings.png").is_file()

@@ -9,10 +9,13 @@ import pytest
 import tiny
 import torch
 from command_table import options, run, succeed, walk
+from errors import raises
 from sampling import sampled
 
+import genimg
 from genimg.api.trained_networks import with_trained_networks
 from genimg.config.compose import compose
+from genimg.errors import ConfigError
 from genimg.utils.digests import digest_of
 
 COMMON = [
@@ -95,6 +98,9 @@ def test_errors_name_the_key(trained: Path, tmp_path: Path) -> None:
         "was trained on images of 3x16x16 (channels, height, width), but the data has images of 1x16x16": [
             *start, "model.autoencoder=autoencoder", "data.channels=1"
         ],
+        "error: model.network does not fit the autoencoder's latents, which have 4x4 positions": [
+            *start, "model.autoencoder=autoencoder", "model.network.patch_size=4"
+        ],
         "the latents of another one would differ": [
             *start, "model.autoencoder=second", "run_dir=run", "resume=auto", "resume_force=true"
         ],
@@ -103,6 +109,8 @@ def test_errors_name_the_key(trained: Path, tmp_path: Path) -> None:
         codes, output = run([command], tmp_path)
         assert codes == [2], output
         assert text in output
+    with raises(ConfigError, "sample", word="use reconstruct"):
+        genimg.load(tmp_path / "autoencoder", device="cpu").sample(1)
 
 
 def test_a_run_may_move_but_not_change(trained: Path, tmp_path: Path) -> None:
@@ -167,12 +175,16 @@ def test_packed_latents_replace_the_encoder_in_training(trained: Path, tmp_path:
     with_run(trained, "kl_autoencoder_small", tmp_path)
     shutil.copytree(trained / "kl_autoencoder", tmp_path / "second")
     data = ["data=shapes", "data.image_size=16", "data.num_images=16"]
-    succeed([["prepare", *data, "output=packed", "autoencoder=autoencoder", "device=cpu"]], tmp_path)
+    output = succeed([["prepare", *data, "output=packed", "autoencoder=autoencoder", "device=cpu"]], tmp_path)
+    files = [*(tmp_path / "packed").glob("shard-*.npy"), tmp_path / "packed/latents.npy"]
+    assert f"in {len(files)} files, {sum(file.stat().st_size for file in files)} bytes" in output
+    assert "genimg-train model=latent_flow model.autoencoder=autoencoder data=prepared data.root=packed" in output
     packed = [*COMMON, "data=prepared", "data.root=packed", "trainer.duration=2 steps", "trainer.preview_interval=100 images"]
     packed.remove("data.num_images=16")
     own = ["train", *LATENT, *packed, "conditioning=label", "run_dir=own"]
     output = succeed([own, [*own, "dry_run=true"]], tmp_path)
-    assert "packed latents" not in output
+    assert "packed latents of" not in output
+    assert output.count("the packed latents are used") == 2
     others = {
         "the model has another autoencoder": [*LATENT[:-1], "model.autoencoder=second"],
         "flips and augmentation change the images": [*LATENT, "data.horizontal_flip=true"],

@@ -88,6 +88,7 @@ FACTS: dict[str, tuple[str, tuple[str, float, list[float] | None], dict[str, Any
     "diffusion": ("denoising", ADAM, {}, 512, "200M images", None),
     "edm2": ("denoising", ("Adam", 1.2e-2, [0.9, 0.99]), {}, 2048, "1074M images", None),
     "flow_small": ("denoising", ADAM, {}, 64, None, None),
+    "flow_dit_small": ("denoising", ADAM, {}, 64, None, None),
     "reflow": ("denoising", ("Adam", 2e-4, None), {}, 128, "400k steps", None),
     "reflow_small": ("denoising", ADAM, {}, 64, None, None),
     "diffusion_small": ("denoising", ADAM, {}, 64, None, None),

@@ -42,7 +42,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("flows")
     fixed = ["data.num_images=16", "trainer.duration=2 steps"]
     commands = [["train", *COMMON, *settings, *fixed, f"run_dir={name}"] for name, settings in FLOWS.items()]
-    succeed([*commands, *([*PAIRS, f"pairs={name}", f"output=pairs_{name}", "seed=3"] for name in FLOWS)], folder)
+    output = succeed([*commands, *([*PAIRS, f"pairs={name}", f"output=pairs_{name}", "seed=3"] for name in FLOWS)], folder)
+    assert "genimg-train model=reflow init_from=flow data=prepared data.root=pairs_flow" in output
     return folder
 
 

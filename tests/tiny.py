@@ -149,7 +149,7 @@ DIFFUSION = [
 DENOISERS = dict.fromkeys(
     ("diffusion", "diffusion_small", "flow", "flow_small", "ddpm", "edm2", "meanflow", "meanflow_small", "ect", "ect_small"),
     DIFFUSION,
-)
+) | {"flow_dit_small": ["model.network.width=16", "model.network.depth=1", "model.network.num_heads=2"]}
 
 REFLOW = dict.fromkeys(("reflow", "reflow_small"), DIFFUSION)
 """The same for models of pairs, which ``packed_pairs`` makes; ``test_reflow_table`` walks through them."""

@@ -31,7 +31,7 @@ from genimg.data.split import random_part
 from genimg.errors import ConfigError
 from genimg.evaluation.extractors.base import MissingWeightsError
 from genimg.methods.base import Method
-from genimg.methods.capabilities import RegularisesLazily, Translates
+from genimg.methods.capabilities import RegularisesLazily, TakesConditions, Translates
 from genimg.training.components import TrainingComponents
 from genimg.training.decisions import Decisions
 from genimg.training.device import Precision, choose_device, choose_precision
@@ -138,7 +138,7 @@ def assemble(
         optimizers = make_optimizers()
         config, evaluator = _evaluator(config, builder, may_replace_evaluation)  # last, because this may download weights
         if evaluator is not None:
-            with mounted("evaluation", evaluator):
+            with mounted("evaluation", evaluator.evaluator):
                 evaluator.check(method, dataset)
     with raise_on_any_rank():
         if broadcast_object(str(config["evaluation"])) != str(config["evaluation"]):
@@ -315,17 +315,29 @@ def _shape(parts: TrainingComponents) -> str:
     return f"pairs of {source}x{size} and {target}x{size}"
 
 
-def describe_parts(parts: TrainingComponents) -> None:
-    """Log the model, the data and the training settings."""
+def describe_parts(parts: TrainingComponents, config: Mapping[str, Any]) -> None:
+    """Log the model, the data and the training settings.
+
+    Args:
+        parts: The training components.
+        config: Their config.
+    """
     source, groups = parts.source, parts.method.parameter_groups()
     log.info("data: %s, %d %s, storage %s", source.name, len(source), _shape(parts), parts.data.storage)
     if source.validation is not None:
         log.info("held out for the evaluation: %d", len(source.validation))
+    if (key := source.latent_key) is not None and key in parts.data.keys:
+        packed = "latents are used, so images are not encoded in each step" if key.startswith(LATENT) else "noise is used"
+        log.info("the packed %s", packed)
     if source.labels is not None and not {"label", "caption", "source"} & set(parts.method.batch_keys):
-        log.warning(
-            "the data's %d classes are ignored: to generate a chosen one, set conditioning=projection (GAN) or label (others)",
-            len(source.class_names),
-        )
+        if isinstance(parts.method, TakesConditions):
+            fitting = "projection" if "auxiliary" in config["model"] else "label"  # only GANs have an auxiliary loss
+            log.warning(
+                "the data's %d classes are ignored: to generate a chosen one, set conditioning=%s",
+                len(source.class_names), fitting,
+            )  # fmt: skip
+        else:
+            log.warning("the data's %d classes are ignored, because this model has no labels", len(source.class_names))
     counts = (f"{name} {sum(p.numel() for p in parameters):,}" for name, parameters in groups.items())
     log.info("parameters: %s", ", ".join(counts))
     log.info("device %s, precision %s, %d threads", parts.device, parts.precision.name, torch.get_num_threads())

@@ -7,9 +7,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,12 +43,12 @@ _SLOW = 10.0  # seconds; a first batch that takes longer is not measured again
 _LARGE_SHARE = 0.3  # a warning appears if evaluations take a larger share of the run's time
 
 
-def rehearse(parts: TrainingComponents, duration: str) -> None:
+def rehearse(parts: TrainingComponents, config: Mapping[str, Any]) -> None:
     """Check the data, train a few steps on a sample of it, and log the estimated cost of the whole run.
 
     Args:
         parts: Untrained components.
-        duration: Duration of the training as written in the config.
+        config: Their config.
 
     Raises:
         DataError, ConfigError: If more images are corrupt than ``data.max_corrupt`` allows, or several processes were started.
@@ -55,7 +56,7 @@ def rehearse(parts: TrainingComponents, duration: str) -> None:
     if world_size() > 1:
         raise ConfigError("dry_run=true checks a single process: start it without torchrun")
     data = parts.data
-    describe_parts(parts)
+    describe_parts(parts, config)
     _count_classes(parts)
     sample, rate = _decode_sample(parts)
     with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +75,7 @@ def rehearse(parts: TrainingComponents, duration: str) -> None:
         total = parts.settings.duration / (rate * workers)
     elif data.storage != "workers" and not isinstance(parts.source, ArrayDataset):
         log.info("loading the images: about %s", time_in_words(len(parts.source) / (rate * workers)))
-    log.info("training for %s: about %s", duration, time_in_words(total))
+    log.info("training for %s: about %s", config["trainer"]["duration"], time_in_words(total))
     _report_evaluation(parts, trainer, sample, total)
     log.info("dry run: no run directory was made")
 

@@ -31,7 +31,7 @@ from genimg.evaluation.likelihood import LikelihoodEvaluator
 from genimg.evaluation.result import Evaluation
 from genimg.methods.base import Method
 from genimg.methods.capabilities import Generates, Reconstructs, Translates, offers
-from genimg.methods.sampling_options import looked_up
+from genimg.methods.sampling_options import looked_up, sampling_options
 from genimg.training.expected import near
 from genimg.utils.distributed import first_of_each_host
 from genimg.utils.mappings import flatten, merged
@@ -220,10 +220,13 @@ def _evaluate_samples(request: Request, checkpoint: TrainedCheckpoint, device: t
             evaluator.choose_sampling(
                 looked_up(method, options.sampling, lookup_for(checkpoint, method, device, options.allow))
             )
+            if options.sampling and not options.surface:  # here, because the evaluator names its key in the config
+                method.check_options(sampling_options(method, evaluator.sampling))
         except UserError as error:
             raise error.mounted("sampling", vars(method.sampling_options)) from error
     with mounted("evaluation", evaluator):
-        evaluator.check(method, sampling=not options.surface)  # a surface checks those of each point
+        # A surface checks those of each point.
+        evaluator.check(method, sampling=not (options.surface or (options.sampling and isinstance(method, Generates))))
     assert isinstance(method, Generates)
     if options.surface:
         measure_surface(request, checkpoint, method, evaluator, real, held_out, device)

@@ -18,13 +18,13 @@ from genimg.api.lookup import lookup_for
 from genimg.config.compose import compose
 from genimg.errors import ConfigError, DataError
 from genimg.evaluation.result import Evaluation
-from genimg.inference.conditions import find_conditions, repeated, require_condition
+from genimg.inference.conditions import find_conditions, repeated, require_condition, require_other_conditions
 from genimg.inference.sample import Sampler
 from genimg.inference.translate import ImageTranslator, chosen_direction, needs_mask, way_of_training
 from genimg.inference.translate_labels import BetweenLabels, between_labels, image_translator
 from genimg.methods.base import Method
 from genimg.methods.capabilities import Generates, Reconstructs, Translates, TranslatesLabels, TranslatesRandomly
-from genimg.methods.sampling_options import looked_up, sampling_options
+from genimg.methods.sampling_options import chosen_options
 from genimg.training.device import choose_device
 from genimg.types import Batch, height_width
 from genimg.utils.images import to_float
@@ -128,11 +128,14 @@ class Model:
         Raises:
             ConfigError: If the model needs input images or has no such class, or if an option has no effect on it.
         """
-        method = self._capable(Generates, "sample", "translates images: use translate")
+        reconstructs = isinstance(self.method, Reconstructs)
+        why_not = "reconstructs images: use reconstruct" if reconstructs else "translates images: use translate"
+        method = self._capable(Generates, "sample", why_not)
         require_least(1, num_images=num_images, batch_size=batch_size)
         lookup = lookup_for(self._checkpoint, self.method, self.device, self._allow)
-        chosen = sampling_options(method, looked_up(method, options, lookup))
+        chosen = chosen_options(method, options, lookup)
         rows = self._conditions(method, num_images, label=label, text=text)
+        require_other_conditions(chosen, [rows])
         sampler = Sampler(method, self.device, seed, batch_size, chosen)
 
         def draw(indices: range) -> Batch:

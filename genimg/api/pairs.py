@@ -13,7 +13,7 @@ from genimg.api.lookup import lookup_for
 from genimg.errors import ConfigError, UserError
 from genimg.inference.pairs import GeneratedPairs, GeneratesFromNoise
 from genimg.methods.capabilities import Generates, StartsFromNoise
-from genimg.methods.sampling_options import described, looked_up, sampling_options
+from genimg.methods.sampling_options import chosen_options, described
 from genimg.types import height_width
 from genimg.utils.digests import digest_of
 
@@ -49,8 +49,7 @@ def pairs_of(
             key="pairs",
         )
     try:
-        options = sampling_options(method, looked_up(method, sampling, lookup_for(checkpoint, method, device, allow)))
-        method.check_options(options)
+        options = chosen_options(method, sampling, lookup_for(checkpoint, method, device, allow))
         if not options.is_deterministic:
             raise ConfigError(
                 f"pairs={given} needs a sampler without randomness, so that the noise determines the image: set "

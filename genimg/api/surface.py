@@ -21,6 +21,7 @@ from tqdm import tqdm
 from genimg.api.checkpoints import TrainedCheckpoint
 from genimg.api.evaluate_request import Request
 from genimg.api.inputs import Side, title
+from genimg.api.lookup import lookup_for
 from genimg.errors import CheckpointError, ConfigError, DataError, UserError
 from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.extractors.base import sha256_of
@@ -29,7 +30,7 @@ from genimg.evaluation.timed_images import TimedImages
 from genimg.methods.base import Method
 from genimg.methods.capabilities import Generates
 from genimg.methods.options import OtherModel
-from genimg.methods.sampling_options import sampling_options
+from genimg.methods.sampling_options import Lookup, looked_up, sampling_options
 from genimg.reporting.surface import FILE, Point, Surface, as_csv, described, differing, read_surface, table
 from genimg.reporting.surface_chart import write_picture
 from genimg.training.device import describe_hardware
@@ -55,7 +56,7 @@ class _Planned:
     Attributes:
         setting: Values of the axes.
         checkpoint: The checkpoint with the point's weights.
-        sampling: Values that replace those of the evaluation's sampling options.
+        sampling: Values that replace those of the evaluation's sampling options, with models and labels looked up.
         options: All options and the name of the weights.
     """
 
@@ -91,7 +92,7 @@ def measure_surface(
     axes: dict[str, list[Any]] = request.options.surface
     output = request.options.output
     path = Path(output) if output is not None else run_directory_of(checkpoint.path) / FILE
-    planned = _plan(axes, request, checkpoint, evaluator, method)
+    planned = _plan(axes, request, checkpoint, evaluator, method, lookup_for(checkpoint, method, device, request.options.allow))
     protocol = _protocol(request, checkpoint, evaluator, real)
     with _locked(path):
         surface = broadcast_object(_started(path, protocol, evaluator) if rank() == 0 else None)
@@ -113,11 +114,16 @@ def measure_surface(
         log.info("written to %s; each of its commands measures one point again", relative(path.with_suffix(".csv")))
         log.info("picture:   %s", relative(path.with_suffix(".png")))
         if not evaluator.bootstrap:
-            log.info("for 95 %% intervals, add bootstrap=200")
+            log.info("for 95 % intervals, add bootstrap=200")
 
 
 def _plan(
-    axes: Mapping[str, list[Any]], request: Request, checkpoint: TrainedCheckpoint, evaluator: Evaluator, method: Method
+    axes: Mapping[str, list[Any]],
+    request: Request,
+    checkpoint: TrainedCheckpoint,
+    evaluator: Evaluator,
+    method: Method,
+    lookup: Lookup,
 ) -> list[_Planned]:
     """Check all points, and return them grouped by the weights that they use."""
     assert isinstance(method, Generates)
@@ -136,14 +142,18 @@ def _plan(
     chosen = {value: _with_weights(checkpoint, value) for value in axes.get(_WEIGHTS, [])}
     planned: dict[str, _Planned] = {}
     order = sorted(axes, key=lambda name: name != _WEIGHTS)
-    for values in itertools.product(*(axes[name] for name in order)):
-        setting = {name: dict(zip(order, values, strict=True))[name] for name in axes}
-        sampling = {name: value for name, value in setting.items() if name != _WEIGHTS}
+    found = {name: [(value, _found(method, name, value, lookup)) for value in axes[name]] for name in order}
+    for pairs in itertools.product(*found.values()):
+        given = dict(zip(order, pairs, strict=True))
+        setting = {name: given[name][0] for name in axes}
+        sampling = {name: given[name][1] for name in axes if name != _WEIGHTS}
         own = chosen[setting[_WEIGHTS]] if _WEIGHTS in axes else checkpoint
         try:
             options = sampling_options(method, {**evaluator.sampling, **sampling})
             method.check_options(options)
         except ConfigError as error:
+            if len(sampling) == 1:
+                raise error.mounted("surface", sampling) from error
             raise ConfigError(f"surface: {described(setting)} is invalid: {error.problem}", error.fix, key="surface") from error
         recorded = {key: _as_scalar(value) for key, value in vars(options).items()}
         point = _Planned(setting, own, sampling, {**recorded, _WEIGHTS: own.weights_label})
@@ -153,6 +163,14 @@ def _plan(
                 f"surface: {described(twin.setting)} and {described(setting)} are the same point: remove a value", key="surface"
             )
     return list(planned.values())
+
+
+def _found(method: Generates, name: str, value: Any, lookup: Lookup) -> Any:
+    """Return the value of an axis, or the model or label that it refers to."""
+    try:
+        return looked_up(method, {name: value}, lookup)[name]
+    except UserError as error:
+        raise error.mounted("surface", [name]) from error
 
 
 def _as_scalar(value: Any) -> Any:

@@ -21,12 +21,14 @@ import genimg
 from genimg.api.assemble import Assembly, assemble, describe_parts
 from genimg.api.debugging import shortened
 from genimg.api.dry_run import rehearse
-from genimg.api.initial_weights import InitialWeights
+from genimg.api.initial_weights import InitialWeights, warn_without_initial_weights
 from genimg.api.run import DivergedError, Run, Training
 from genimg.api.trained_networks import with_trained_networks
 from genimg.api.usual import (
     chooses_extractor,
+    refuse_concatenated_labels,
     refuse_repeated_options,
+    warn_of_conditioning_without_effect,
     warn_of_missing_penalties,
     warn_of_short_training,
 )
@@ -247,7 +249,7 @@ def dry_run(composition: Composition, run_dir: Path, device_name: str, *, datase
     """
     _, _, assembly, parts, _ = _built(composition, run_dir / ".dry_run", device_name, dataset)  # this directory does not exist
     try:
-        rehearse(parts, assembly.config["trainer"]["duration"])
+        rehearse(parts, assembly.config)
     except NonFiniteError as error:
         raise DivergedError(
             f"training diverged: the loss or gradient of {error.group} was not finite at step {error.step} of the dry run",
@@ -278,6 +280,7 @@ def _built(
         if rank() == 0 and saved is None and config["init_from"] is not None:
             initial = InitialWeights.open(config["init_from"], config["allow"])
     if saved is None:
+        refuse_concatenated_labels(config)
         warn_of_missing_penalties(composition)
     if config["print_config"] and rank() == 0:
         print(OmegaConf.to_yaml(OmegaConf.create(thaw(config))))
@@ -297,6 +300,12 @@ def _built(
         check_classes=None if saved is None else partial(resume.check_classes, saved.state, force=bool(config["resume_force"])),
         initialise=None if initial is None else initial.load_into,
     )
+    if saved is None and rank() == 0:
+        warn_of_conditioning_without_effect(composition, assembly.components.method)
+        if initial is None:
+            warn_without_initial_weights(assembly.components.method, composition.choices.get("model"))
+        else:
+            initial.warn_of_another_kind(config["model"])
     parts = resolve_auto(
         assembly.components,
         accumulation=saved is None and config["trainer"]["accumulation"] == "auto",
@@ -378,7 +387,7 @@ def _identity(parts: TrainingComponents) -> Identity:
 
 def _announce(composition: Composition, assembly: Assembly, parts: TrainingComponents, trainer: Trainer, run_dir: Path) -> None:
     log.info("run directory: %s", run_dir)
-    describe_parts(parts)
+    describe_parts(parts, assembly.config)
     settings = trainer.settings
     log.info(
         "training for %s: %d images in %d steps of %d",

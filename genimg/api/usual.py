@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from genimg.config.compose import Composition
 from genimg.config.instantiate import Builder
 from genimg.errors import ConfigError
+from genimg.methods.base import Method
 from genimg.training.state import TrainerSettings
 from genimg.utils.paths import config_dir
 
@@ -49,6 +50,23 @@ def refuse_repeated_options(composition: Composition) -> None:
                 raise ConfigError(f"{override.input_line}: {same} share one config key, {group}.{place}", fix, key=group)
 
 
+def refuse_concatenated_labels(config: Mapping[str, Any]) -> None:
+    """Reject ``conditioning=concat`` for a new run of a diffusion or flow-matching model, whose network embeds labels.
+
+    Runs of earlier versions, where it had the effect of ``label``, can still be resumed.
+
+    Args:
+        config: Resolved config.
+
+    Raises:
+        ConfigError: If the conditioning is for another kind of model.
+    """
+    if (config.get("conditioning") or {}).get("head") == "concat" and "times" in config["model"]:  # times of noise levels
+        raise ConfigError(
+            "conditioning=concat is for GANs and autoencoders, but this model embeds labels", "set conditioning=label"
+        )
+
+
 def warn_of_missing_penalties(composition: Composition) -> None:
     """Warn if an override removes penalties that the model's YAML sets."""
     if "penalty" not in composition.typed_keys():
@@ -61,6 +79,21 @@ def warn_of_missing_penalties(composition: Composition) -> None:
             "penalty=[%s] omits %s: the published training of model=%s always has penalty=[%s], and without them it "
             "often diverges or collapses; remove penalty= to keep them",
             ",".join(map(str, chosen)), " and ".join(missing), model, ",".join(needed),
+        )  # fmt: skip
+
+
+def warn_of_conditioning_without_effect(composition: Composition, method: Method) -> None:
+    """Warn if an override sets the dropout of a condition that the model does not read.
+
+    Args:
+        composition: Composition that shows what the user chose.
+        method: The model that was built.
+    """
+    key = "model.condition_dropout"
+    if key in composition.typed_keys() and not {"label", "caption"} & {*method.batch_keys}:
+        log.warning(
+            "%s=%s has no effect, because this model reads no condition: remove it, or set conditioning=label or caption",
+            key, composition.config.model.condition_dropout,
         )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from genimg.config.options import read_options
 from genimg.config.schema.commands import Prepare
 from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.packed_files import Description, Latents
-from genimg.data.packed_latents import LatentSource
+from genimg.data.packed_latents import LATENTS, LatentSource
 from genimg.data.packing import CORRUPT, image_bytes, pack
 from genimg.errors import ConfigError, DataError
 from genimg.training.device import choose_device
@@ -90,7 +90,7 @@ def prepare(composed: DictConfig) -> None:
             latent_source=latents,
             batch_size=work.batch_size,
         )
-    _report(output, description, num_corrupt, time.monotonic() - start)
+    _report(output, description, num_corrupt, time.monotonic() - start, options)
 
 
 def _without_data(composed: DictConfig) -> DictConfig:
@@ -196,13 +196,16 @@ def _space(output: Path, needed: int, source: ImageDataset) -> str:
     return f"output={output} needs {needed} bytes ({len(source)} images of {shape})"
 
 
-def _report(output: Path, description: Description, num_corrupt: int, seconds: float) -> None:
+def _report(output: Path, description: Description, num_corrupt: int, seconds: float, options: Prepare) -> None:
     channels, height, width = description.shape
-    count, shards = description.num_images, description.shards
+    count, latents = description.num_images, description.latents
+    sizes = [shard.num_bytes for shard in description.shards]
+    sizes += [] if latents is None else [(output / LATENTS).stat().st_size]
+    what = "" if latents is None else " with their noise" if latents.is_noise else " with their latents"
     log.info(
-        "%d images of %dx%dx%d in %d file%s, %d bytes, in %.1f s (%.0f images/s): %s",
-        count, channels, height, width, len(shards), "s" * (len(shards) > 1), sum(shard.num_bytes for shard in shards),
-        seconds, count / seconds, relative(output),
+        "%d images of %dx%dx%d%s in %d file%s, %d bytes, in %.1f s (%.0f images/s): %s",
+        count, channels, height, width, what, len(sizes), "s" * (len(sizes) > 1), sum(sizes), seconds, count / seconds,
+        relative(output),
     )  # fmt: skip
     if num_corrupt:
         listed = relative(output / CORRUPT)
@@ -210,4 +213,11 @@ def _report(output: Path, description: Description, num_corrupt: int, seconds: f
     size = str(height) if height == width else f"'[{height},{width}]'"
     more = "" if channels == 3 else f" data.channels={channels}"
     root = argument("data.root", relative(output))
-    log.info("to train on it: genimg-train data=prepared %s data.image_size=%s%s", root, size, more)
+    model = ""
+    if latents is not None:
+        model = (
+            f"model=reflow {argument('init_from', Path(str(options.pairs)))} "
+            if latents.is_noise
+            else f"model=latent_flow {argument('model.autoencoder', Path(str(options.autoencoder)))} "
+        )
+    log.info("to train on it: genimg-train %sdata=prepared %s data.image_size=%s%s", model, root, size, more)

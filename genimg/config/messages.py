@@ -19,6 +19,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, GrammarParseE
 from yaml import MarkedYAMLError
 
 from genimg.config import foreign, schema
+from genimg.config.sampling_arguments import WITH_MODEL_OPTIONS
 from genimg.errors import UserError, innermost_module, is_batch_too_small, is_memory_full, is_worker_killed
 from genimg.utils.paths import config_dir
 from genimg.utils.type_hints import as_written
@@ -65,7 +66,10 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
         return str(error.__cause__)
     if isinstance(error, UserError):
         unknown = re.match(r"unknown key ([\w.]+)", str(error))
-        return (unknown and (_former_key(unknown[1]) or _foreign_key(unknown[1], command, arguments))) or str(error)
+        if unknown is None:
+            return str(error)
+        answer = _former_key(unknown[1]) or _foreign_key(unknown[1], command, arguments)
+        return answer or f"{error}{_how_to_replace(unknown[1], arguments)}"
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_config_error(error, command, arguments)
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
@@ -131,6 +135,18 @@ def explain_flag(command: str, arguments: list[str]) -> str | None:
     return f"{written}: arguments are written key=value, without dashes: {how}"
 
 
+def _how_to_replace(key: str, arguments: list[str]) -> str:
+    """Return how to remove a key that the YAML of a former ``_target_`` has; empty if the arguments set the key themselves."""
+    node = key.rpartition(".")[0]
+    typed = [argument.lstrip("+~").partition("=")[0] for argument in arguments]
+    if key in typed or f"{node}._target_" not in typed:
+        return ""
+    return (
+        f". The key belongs to the former {node}: delete it with '~{key}', or replace all of {node} with '~{node}' "
+        f"'+{node}={{_target_: CLASS, NAME: VALUE}}'"
+    )
+
+
 def _former_key(key: str) -> str | None:
     """Return a message about a key of earlier versions, or None for any other key."""
     former = next((now for pattern, now in _FORMER.items() if re.fullmatch(pattern, key)), None)
@@ -193,6 +209,11 @@ def _explain_config_error(error: Exception, command: str, arguments: list[str]) 
     kept = re.search(r"Could not delete from config. '([^']+)' does not exist|Error merging override ~(\S+)$", text)
     if kept and schema.type_of(key := kept.group(1) or kept.group(2), command):
         return f"~{key} is not possible, because {key} must have a value: set {key}=VALUE"
+    if kept and kept.group(1) and (node := kept.group(1).rpartition(".")[0]):
+        return (
+            f"~{kept.group(1)} is not possible, because the key is absent or null: remove it, or replace all of {node} with "
+            f"'~{node}' '+{node}={{_target_: CLASS, NAME: VALUE}}'"
+        )
     merged = re.search(r"Error merging override (\S.*)", text)
     if merged and "=" in merged[1]:
         key, _, value = merged[1].partition("=")
@@ -242,7 +263,10 @@ def _explain_unknown_key(key: str, command: str, arguments: list[str]) -> str:
         return f"unknown key {key}{hint}: {takes}"
     same_name = [k for k in keys if k.rpartition(".")[2] == key and not k.startswith(("model.", "data."))]
     hint = f" (did you mean {same_name[0]!r}?)" if same_name else nearest(key, keys)
-    return f"unknown key {key}{hint}: --cfg job shows all keys"
+    of_model = ""
+    if "." not in key and "sampling" in keys and command not in WITH_MODEL_OPTIONS:
+        of_model = f"; a sampling option of the model is sampling.{key}=VALUE"
+    return f"unknown key {key}{hint}: --cfg job shows all keys{of_model}"
 
 
 def _choice_that_is_no_name(argument: str) -> tuple[str, str] | None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig
 
 from genimg.config.compose import Config, require_all_values, thaw
+from genimg.config.sampling_arguments import as_typed
 from genimg.config.schema import options_of
 from genimg.config.types import require_type
 from genimg.errors import ConfigError
@@ -44,5 +45,8 @@ def read_options(composed: DictConfig, schema: type[Options], groups: Collection
     for name in own:
         if name not in values:
             raise ConfigError(f"{name} is required", f"set {name}=VALUE", key=name)
-        require_type(values[name], hints[name], name)
+        try:
+            require_type(values[name], hints[name], name)
+        except ConfigError as error:
+            raise as_typed(error, schema) from error
     return schema(**{name: values[name] for name in own}), {name: values[name] for name in groups if name in values}

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from genimg.config.schema import COMMANDS, options_of
 from genimg.config.schema.commands import CHECKPOINT_GROUPS
+from genimg.errors import ConfigError
 
 WITH_MODEL_OPTIONS = ("sample", "translate")
 """Commands whose unknown options are sampling options of the model."""
@@ -25,6 +26,18 @@ def with_sampling_options(arguments: Sequence[str], command: str = "sample") -> 
         f"++sampling.{argument}" if key and key[1] not in known else argument
         for key, argument in zip(keys, arguments, strict=True)
     ]
+
+
+def as_typed(error: ConfigError, schema: type) -> ConfigError:
+    """Return an error of a command's option with the name that the user types: ``guidance`` for ``sampling.guidance``.
+
+    Args:
+        error: The error.
+        schema: Schema of the command.
+    """
+    if not error.key.startswith("sampling.") or schema not in [COMMANDS[name] for name in WITH_MODEL_OPTIONS]:
+        return error
+    return ConfigError(error.problem.replace("sampling.", "", 1), error.fix, key=error.key.removeprefix("sampling."))
 
 
 def with_open_sampling(arguments: Sequence[str]) -> list[str]:

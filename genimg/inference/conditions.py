@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from genimg.data.captions import caption_length, encode
 from genimg.errors import ConfigError
 from genimg.inference.labels import find_label
 from genimg.methods.capabilities import Generates, Reconstructs, TakesConditions
+from genimg.methods.options import SamplingOptions
 from genimg.types import Batch
 
 KEYS = {"label": "label", "text": "caption"}
@@ -102,6 +104,36 @@ def require_condition(method: Generates | Reconstructs, given: Collection[str], 
     for option, key in KEYS.items():
         if key in method.batch_keys and key not in given:
             raise ConfigError(f"{what}: this model needs a {key} with every image: set {option}=...", key=option)
+
+
+def require_other_conditions(options: SamplingOptions, rows: Iterable[Batch]) -> None:
+    """Reject a condition in the sampling options, such as ``negative``, that is also one of the requested conditions.
+
+    Args:
+        options: Sampling options.
+        rows: Batches of the requested conditions; they are empty if the method draws conditions.
+
+    Raises:
+        ConfigError: If it is, because guidance then has no effect on these images.
+    """
+    for option in dataclasses.fields(options):
+        value = getattr(options, option.name)
+        if option.metadata["refers_to"] == "condition" and value is not None and any(_holds(row, value) for row in rows):
+            raise ConfigError(
+                f"{option.name}={value} is also a requested condition, so guidance has no effect on its images",
+                "choose another condition",
+                key=option.name,
+            )
+
+
+def _holds(row: Batch, value: int | str) -> bool:
+    """Return whether a label or caption is one of the conditions of a batch."""
+    if "label" in row:
+        return isinstance(value, int) and bool(row["label"].eq(value).any())
+    if "caption" not in row or (length := caption_length([str(value)])) > row["caption"].shape[1]:
+        return False
+    caption = torch.nn.functional.pad(encode([str(value)], length), (0, row["caption"].shape[1] - length))
+    return bool(row["caption"].eq(caption).all(dim=1).any())
 
 
 def repeated(row: Batch, count: int) -> Batch:

@@ -61,15 +61,6 @@ class Sampler:
         """Draw the random inputs of samples."""
         return self.method.draw(indices, self.seed)
 
-    def check(self) -> None:
-        """Check the options, before any work.
-
-        Raises:
-            ConfigError: If the model does not support an option; the message names it.
-        """
-        if self.options is not None:
-            self.method.check_options(self.options)
-
     def make_all(self, count: int, draw: Callable[[range], Batch], what: str) -> Iterator[tuple[range, Batch, Tensor]]:
         """Yield the positions, drawn inputs and images of each batch.
 
@@ -102,4 +93,8 @@ class Sampler:
         """Log the number of network evaluations and the time per image, if the options determine the number of evaluations."""
         evaluations = (self.options or self.method.sampling_options).num_evaluations
         if evaluations is not None and self.cost.num_images:
-            log.info("%d network evaluations and %.3g s per image", evaluations, self.cost.seconds / self.cost.num_images)
+            log.info(
+                "%d network evaluation%s and %.3g s per image%s",
+                evaluations, "s" * (evaluations != 1), self.cost.seconds / self.cost.num_images,
+                "" if self.near is None else ", not counting the evaluations that find the noise of near=",
+            )  # fmt: skip

@@ -12,14 +12,14 @@ import torch
 
 from genimg.data.facts import DataFacts
 from genimg.errors import ConfigError
-from genimg.inference.conditions import Condition, find_conditions, name_of_label
+from genimg.inference.conditions import Condition, find_conditions, name_of_label, require_other_conditions
 from genimg.inference.interpolation import Loop, write_loops
 from genimg.inference.reconstruct import pixel_format, read_near, reconstruct
 from genimg.inference.sample import Sampler
 from genimg.inference.sample_files import Archive, PngFolder
 from genimg.inference.sample_grid import write_samples
 from genimg.methods.capabilities import Generates, Reconstructs, TakesConditions
-from genimg.methods.sampling_options import Lookup, has_steps, looked_up, sampling_options
+from genimg.methods.sampling_options import Lookup, chosen_options, has_steps
 from genimg.utils.numbers import require_least
 from genimg.utils.outputs import Record
 from genimg.utils.paths import expanded
@@ -200,9 +200,11 @@ def plan(
         DataError: If the image of ``near`` cannot be read.
     """
     if isinstance(method, Generates):
-        chosen = sampling_options(method, looked_up(method, request.sampling, lookup), other_options)
+        chosen = chosen_options(method, request.sampling, lookup, other_options)
         method.before_sampling()
     conditions = find_conditions(method, class_names, label=request.label, text=request.text)
+    if isinstance(method, Generates):
+        require_other_conditions(chosen, [each.row for each in conditions])
     output = request.output_path(conditions, run_dir)
     if (given := request.reconstruct) is not None:
         autoencoder, pixels = _autoencoder(method, given), pixel_format(facts, data)
@@ -223,7 +225,6 @@ def plan(
     if loop is not None:
         loop.check(method, conditions[0].row)
     sampler = Sampler(method, device, request.seed, request.batch_size, chosen, near, request.spread_or_default or 0.0)
-    sampler.check()
     if loop is not None:
         return lambda record: write_loops(sampler, conditions, output, loop, record["made_by"])
 

@@ -205,7 +205,10 @@ class Diffusion(ConditionalMethod):
             check_negative(negative, self.condition_key, self.num_classes)
         elif not self.condition_dropout:
             unguided = "reads no condition" if self.condition_key is None else "was trained without condition_dropout"
-        check_options(options, self.path, unguided=unguided)
+        guides = "autoguidance, a weaker model"
+        if self.condition_key is not None:
+            guides = f"negative, another {'class' if self.num_classes else 'caption'}, or {guides}"
+        check_options(options, self.path, unguided=unguided, guides=guides)
 
     def _check_guide(self, other: OtherModel) -> None:
         guide, what = other.method, f"autoguidance={other}"

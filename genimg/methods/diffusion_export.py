@@ -48,7 +48,7 @@ def denoiser_spec(
         reference=partial(estimate, method),
         settings={
             "sampling": vars(options),
-            "times": grid,
+            "times": [time + 0.0 for time in grid],  # 0.0 instead of -0.0
             "scale": path.scale(times).tolist(),
             "sigma": path.sigma(times).tolist(),
         },

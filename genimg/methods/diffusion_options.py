@@ -78,6 +78,8 @@ class DiffusionOptions(SamplingOptions):
         for name in ("churn_noise", "churn_from", "churn_until"):
             if (value := getattr(self, name)) is not None and not self.churn:
                 raise ValueError(f"{name}={value:g} has no effect without churn: set churn, or choose null")
+        if (self.churn_from or 0) > (math.inf if self.churn_until is None else self.churn_until):
+            raise ValueError(f"churn_from={self.churn_from or 0:g} must be at most churn_until={self.churn_until:g}")
         for name, usual in _OF_GUIDANCE.items():
             if self.guidance == 1 and (value := getattr(self, name)) != usual:
                 raise ValueError(f"{name}={value} has no effect without guidance: set guidance, or remove it")

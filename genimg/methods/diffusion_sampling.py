@@ -27,13 +27,14 @@ log = logging.getLogger(__name__)
 _PREVIEW_STEPS = 10
 
 
-def check_options(options: DiffusionOptions, path: Path, *, unguided: str | None) -> None:
+def check_options(options: DiffusionOptions, path: Path, *, unguided: str | None, guides: str = "") -> None:
     """Check options against the path and the training of a model.
 
     Args:
         options: Options of sampling.
         path: The model's path.
         unguided: Why guidance has no effect on the model, as a continuation of "a model that"; None if it has an effect.
+        guides: Options with which guidance would have an effect, in words; empty for none.
 
     Raises:
         ConfigError: If an option has no effect on the model, or is out of its range.
@@ -54,7 +55,10 @@ def check_options(options: DiffusionOptions, path: Path, *, unguided: str | None
     if options.churn is not None and not path.time_is_sigma:
         raise ConfigError("churn has no effect on this model, whose path is not EDM's: choose null", key="churn")
     if options.guidance != 1 and unguided is not None:
-        raise ConfigError(f"guidance={options.guidance:g} has no effect on a model that {unguided}: choose 1", key="guidance")
+        also = f", or sample with {guides}" if guides else ""
+        raise ConfigError(
+            f"guidance={options.guidance:g} has no effect on a model that {unguided}: choose 1{also}", key="guidance"
+        )
     if options.variance == "large" and path.num_levels is not None and options.steps < path.num_levels:
         log.warning(
             "variance=large is for all %d noise levels: with steps=%d, samples keep much noise; choose variance=small or "

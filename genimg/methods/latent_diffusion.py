@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from genimg.data.packed_files import LATENT
 from genimg.diffusion.paths import Path
 from genimg.diffusion.times import Times
-from genimg.errors import ConfigError
+from genimg.errors import ConfigError, subject_of
 from genimg.losses.denoising import DenoisingLoss
 from genimg.methods.diffusion import Diffusion
 from genimg.methods.diffusion_options import DiffusionOptions
@@ -66,7 +66,7 @@ class LatentDiffusion(Diffusion):
         autoencoder.require_shape((channels, *height_width(image_size)))
         latent_channels, height, width = autoencoder.latent_shape
         super().__init__(
-            network=network(channels=latent_channels, image_size=[height, width]),
+            network=_network(network, latent_channels, height, width),
             path=path,
             prediction=prediction,
             times=times,
@@ -133,3 +133,22 @@ class LatentDiffusion(Diffusion):
                 "and decode with the decoder that genimg-export writes for the autoencoder's own run",
             ),
         )
+
+
+def _network(constructor: Callable[..., nn.Module], channels: int, height: int, width: int) -> nn.Module:
+    """Build the network of latents [C, h, w].
+
+    Raises:
+        ConfigError: If it does not fit their size; the message names that size, because the config only has that of images.
+    """
+    try:
+        return constructor(channels=channels, image_size=[height, width])
+    except ValueError as error:
+        if (error.key if isinstance(error, ConfigError) else subject_of(str(error))).rpartition(".")[2] != "image_size":
+            raise
+        reason = str(error).partition(": ")[2].partition(";")[0]
+        raise ConfigError(
+            f"network does not fit the autoencoder's latents, which have {height}x{width} positions: {reason}",
+            "network.patch_size must be smaller (or, in a U-Net, the list of its multipliers shorter)",
+            key="network.patch_size",
+        ) from error

@@ -33,6 +33,25 @@ class Lookup:
     label: Callable[[str, object], int]
 
 
+def chosen_options(
+    method: Generates, given: Mapping[str, Any], lookup: Lookup, others: Collection[str] = ()
+) -> SamplingOptions:
+    """Return a model's sampling options with the values that a user gives, checked against the model.
+
+    Args:
+        method: The model.
+        given: Values by name, as a user gives them.
+        lookup: Functions that find models and labels.
+        others: Names of the caller's own options, to suggest for a misspelt one.
+
+    Raises:
+        UserError: If the model has no such option, or does not support a value; the message names the option.
+    """
+    options = sampling_options(method, looked_up(method, given, lookup), others)
+    method.check_options(options)
+    return options
+
+
 def looked_up(method: Generates, given: Mapping[str, Any], lookup: Lookup) -> dict[str, Any]:
     """Return the values of sampling options, with references replaced by the models and labels that they refer to.
 
@@ -42,15 +61,18 @@ def looked_up(method: Generates, given: Mapping[str, Any], lookup: Lookup) -> di
         lookup: Functions that find models and labels.
 
     Raises:
-        UserError: If there is no such model or class.
+        UserError: If there is no such model or class, or the model reads no condition that a value could refer to.
     """
     found, fields = dict(given), {field.name: field for field in dataclasses.fields(method.sampling_options)}
     for name, value in given.items():
         kind = fields[name].metadata["refers_to"] if name in fields else None
         if kind == "model" and isinstance(value, str):
             found[name] = lookup.model(name, value)
-        if kind == "condition" and value is not None and isinstance(method, TakesConditions) and method.num_classes:
-            found[name] = lookup.label(name, value)
+        if kind == "condition" and value is not None:
+            if not {"label", "caption"} & set(method.batch_keys):
+                raise ConfigError(f"{name}={value} has no effect on a model that reads no condition: remove it", key=name)
+            if isinstance(method, TakesConditions) and method.num_classes:
+                found[name] = lookup.label(name, value)
     return found
 
 

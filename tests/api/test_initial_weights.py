@@ -98,6 +98,35 @@ def test_weights_of_another_network_are_refused_by_name_and_shape(first: Path, t
     assert not (tmp_path / "run").exists()
 
 
+def warnings_about(setting: str, caplog: pytest.LogCaptureFixture) -> list[str]:
+    messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    caplog.clear()
+    return [message for message in messages if setting in message]
+
+
+def test_weights_of_another_kind_and_a_fine_tuning_without_weights_are_warned_of(
+    first: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    brief = ("trainer.duration=1 steps", f"init_from={first}")
+    trained(tmp_path / "same", *brief)
+    assert not warnings_about("init_from", caplog)
+    trained(tmp_path / "data", *brief, "model.prediction=data")
+    [message] = warnings_about("init_from=", caplog)
+    assert "prediction=velocity" in message
+    assert "prediction=data" in message
+    trained(tmp_path / "edm", "model=diffusion_small", "trainer.duration=1 steps")
+    assert not warnings_about("init_from", caplog)
+    for start in (tmp_path / "edm", None):
+        trained(tmp_path / f"ect{start is None}", "model=ect_small", "trainer.duration=1 steps",
+                *([] if start is None else [f"init_from={start}"]))  # fmt: skip
+        assert len(warnings_about("init_from", caplog)) == (start is None)
+    trained(tmp_path / "other", "model=ect_small", "trainer.duration=1 steps", f"init_from={first}",
+            "model.network.architecture=ddpmpp", "++model.sigma_data=0.5")  # fmt: skip
+    [message] = warnings_about("init_from=", caplog)
+    assert "path=StraightLine" in message
+    assert "path=VarianceExploding" in message
+
+
 def test_what_follows_from_the_data_comes_from_the_new_data(first: Path, tmp_path: Path) -> None:
     edm = ("model=diffusion_small", "trainer.duration=1 steps")
     trained(tmp_path / "edm", *edm)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +27,15 @@ from genimg.utils.paths import config_dir
 def command_line(*overrides: str) -> Composition:
     without_local = ["local=null"] if Path(config_dir(), "local").is_dir() else []
     return compose(["run_dir=unused", *without_local, *overrides])
+
+
+@pytest.mark.parametrize(("overrides", "keys", "is_warned"), [
+    (["model.condition_dropout=0.2"], ("image",), True), (["model.condition_dropout=0.2"], ("image", "label"), False),
+    ([], ("image",), False),
+])  # fmt: skip
+def test_a_dropout_of_conditions_without_any_is_warned_of(overrides, keys, is_warned, caplog):
+    usual.warn_of_conditioning_without_effect(command_line("model=flow_small", *overrides), SimpleNamespace(batch_keys=keys))
+    assert ("model.condition_dropout=0.2" in caplog.text) == is_warned
 
 
 @pytest.mark.parametrize(

@@ -293,6 +293,15 @@ CASES = [
     ("train", [*TRAIN, "trainer.batch_size=4", "model.generator._target_=torch.nn.ReLU"], "model.generator"),
     ("train", [*TRAIN, "trainer.batch_size=4", "model.loss={_target_:torch.nn.ReLU}"], "model.loss is a ReLU"),
     ("train", [*TRAIN, "~performance"], "performance is required"),
+    (
+        "train",
+        [*TRAIN, "trainer.batch_size=4", "model=flow_small", "model.path._target_=genimg.diffusion.paths.VarianceExploding"],
+        "unknown key model.path.shift: model.path takes sigma_min, sigma_max, rho. The key belongs to the former model.path: "
+        "delete it with '~model.path.shift', or replace all of model.path with '~model.path' '+model.path={_target_",
+    ),
+    ("train", [*TRAIN, "trainer.batch_size=4", "model=flow_small", "conditioning=concat"], "set conditioning=label"),
+    ("train", [*TRAIN, "trainer.batch_size=4", "model=flow_small", "conditioning=projection"], "choose conditioning=label"),
+    ("train", [*TRAIN, "model=flow_small", "~model.network.channels_per_head"], "the key is absent or null"),
     ("train", [*TRAIN, "trainer.batch_size=4", "optimizer.lr=1e30", "dry_run=true"], "training diverged"),
     ("train", ["model.generator.widht=3"], "did you mean 'model.generator.width'?"),
     ("train", ["+model.generator.widht=3"], "did you mean 'width'?"),

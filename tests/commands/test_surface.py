@@ -103,9 +103,16 @@ def test_a_weaker_model_guides_all_points_and_is_recorded_by_its_digest(
     shutil.copytree(home / "flow", home / "weak")
     code, output = evaluate("ckpt=flow", "sampling.autoguidance=weak", "surface={guidance:[1.5,2]}")
     assert code == 0, output
+    assert "%%" not in output
     points = surface_of(home / "flow" / "surface.json")["points"]
     digest = hashlib.sha256((home / "weak/checkpoints/last.pt").read_bytes()).hexdigest()
     assert [point["options"]["autoguidance"] for point in points] == [f"weak (SHA-256 {digest[:12]})"] * 2
+    code, output = evaluate("ckpt=flow", "surface={guidance:[2],autoguidance:[null,weak]}", "output=axis.json")
+    assert code == 0, output
+    without, guided = surface_of(home / "axis.json")["points"]
+    assert without["metrics"] != guided["metrics"]
+    assert guided["metrics"] == points[1]["metrics"]
+    assert guided["options"]["autoguidance"] == f"weak (SHA-256 {digest[:12]})"
 
 
 def test_measured_points_are_kept_and_the_files_show_all(evaluate: Callable[..., tuple[int, str]], home: Path) -> None:
@@ -193,9 +200,11 @@ def test_another_protocol_or_file_is_refused_before_any_work(evaluate: Callable[
         (["surface={steps:3}"], ["surface.steps=3 must be a list of one or more values"]),
         (["surface={steps:[[1],2]}"], ["surface.steps=[[1], 2] must be a list of single values"]),
         (["surface={steps:[2,2]}"], ["surface.steps=[2, 2] has the same value twice"]),
-        (["surface={steps:[1,0]}"], ["surface: steps=0 is invalid: steps=0 must be 1 or more"]),
-        (["surface={steps:[1,many]}"], ["surface: steps=many is invalid", "must be a whole number"]),
+        (["surface={steps:[1,0]}"], ["surface.steps=0 must be 1 or more"]),
+        (["surface={steps:[1,many]}"], ["surface.steps=many must be a whole number"]),
         (["surface={sampler:[ddim,euler],eta:[0.5]}"], ["surface: sampler=euler, eta=0.5 is invalid"]),
+        (["surface={autoguidance:[null,nowhere]}"], ["surface.autoguidance=nowhere"]),
+        (["surface={negative:[circle]}"], ["surface.negative=", "without guidance"]),
         (["surface={spacing:[null,uniform]}", "sampling.steps=2"], None),
         (["surface={weights:[raw,other]}"], ["surface: weights=other is unknown", "exponential"]),
         (["surface={weights:[ema,exponential]}"], ["are the same point"]),

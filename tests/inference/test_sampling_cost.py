@@ -27,6 +27,13 @@ class Steps(SamplingOptions):
         return 2 * self.steps
 
 
+@dataclass(frozen=True)
+class Once(SamplingOptions):
+    @property
+    def num_evaluations(self) -> int:
+        return 1
+
+
 class Adder:
     """A model that draws the index, and whose samples are the latents."""
 
@@ -55,6 +62,17 @@ def test_an_image_is_located_once_for_all_batches() -> None:
     made = torch.cat([images for _, _, images in sampler.make_all(5, sampler.draw, "sampling")])
     torch.testing.assert_close(made[:, 0, 0, 0], 0.25 + 2.0 * torch.arange(5) / 10)
     assert sampler.method.num_located == 1
+
+
+def test_the_search_for_the_noise_of_an_image_is_not_counted(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="genimg")
+    for near in (None, torch.zeros(1, 1, 2, 2)):
+        sampler = Sampler(Adder(), torch.device("cpu"), 0, 2, Once(), near)
+        list(sampler.make_all(2, sampler.draw, "sampling"))
+        sampler.log_cost()
+    without, counted = (record.getMessage() for record in caplog.records)
+    assert without.startswith("1 network evaluation and")
+    assert ("near=" in without, "near=" in counted) == (False, True)
 
 
 @pytest.mark.parametrize("num_conditions", [1, 3])

@@ -375,6 +375,11 @@ def test_the_uncertainty_divides_the_error_and_weights_keep_unit_magnitude(reduc
     assert uncertainty.output.weight.square().mean().sqrt().item() == pytest.approx(1.0, abs=1e-3)
 
 
+def test_the_exported_numbers_have_no_negative_zero():
+    settings = build("ddpm").export_spec(None).settings
+    assert all(math.copysign(1.0, number) > 0 for name in ("times", "scale", "sigma") for number in settings[name])
+
+
 def test_a_network_of_another_shape_is_refused():
     method = build(channels=3)
     method.denoiser.network.layers[2] = nn.Conv2d(8, 1, 3, padding=1)

@@ -1,5 +1,6 @@
 """Guidance of diffusion models by a negative condition and by a weaker model, against direct computations."""
 
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from test_diffusion import Denoiser, build
 from genimg.data.captions import encode
 from genimg.diffusion.paths import StraightLine, VarianceExploding, VariancePreserving
 from genimg.errors import ConfigError
+from genimg.inference.conditions import require_other_conditions
 from genimg.methods.diffusion import Diffusion
 from genimg.methods.diffusion_options import DiffusionOptions
 from genimg.methods.options import OtherModel
@@ -137,6 +139,35 @@ def test_a_negative_that_is_no_condition_of_the_model_is_refused(method, negativ
         method.check_options(DiffusionOptions(guidance=2.0, negative=negative))
 
 
+@pytest.mark.parametrize(("method", "words"), [
+    (build(), ["autoguidance"]), (build(num_classes=2, condition_dropout=0.0), ["autoguidance", "negative"]),
+    (captioned(condition_dropout=0.0), ["autoguidance", "negative"]),
+])  # fmt: skip
+def test_guidance_without_an_effect_is_refused_with_what_works_instead(method, words):
+    for word in words:
+        with raises(ConfigError, "guidance", word=word):
+            method.check_options(DiffusionOptions(guidance=2.0))
+
+
+@pytest.mark.parametrize(("options", "is_valid"), [
+    ({"churn_from": 1.0, "churn_until": 0.5}, False), ({"churn_from": 1.0, "churn_until": 1.0}, True),
+    ({"churn_from": 1.0}, True), ({"churn_until": 0.5}, True), ({"churn_until": -1.0}, False),
+])  # fmt: skip
+def test_an_empty_interval_of_added_noise_is_refused(options, is_valid):
+    with contextlib.nullcontext() if is_valid else pytest.raises(ValueError, match=r"^churn_from="):
+        DiffusionOptions(churn=1.0, **options)
+
+
+def test_a_negative_that_is_also_a_requested_condition_is_refused():
+    text = {"caption": encode(["a red circle", "blue"], 16)}
+    for row, negative, is_same in (
+        ({"label": torch.tensor([0, 2])}, 2, True), ({"label": torch.tensor([0, 2])}, 1, False), ({}, 1, False),
+        (text, "blue", True), (text, "a red", False), (text, "a much longer caption than these", False),
+    ):  # fmt: skip
+        with raises(ConfigError, f"negative={negative}") if is_same else contextlib.nullcontext():
+            require_other_conditions(DiffusionOptions(guidance=2.0, negative=negative), [{}, row])
+
+
 def test_values_that_name_a_model_or_a_class_are_looked_up():
     weak = other(build())
     lookup = Lookup(lambda option, path: weak, lambda option, value: 7)
@@ -144,6 +175,8 @@ def test_values_that_name_a_model_or_a_class_are_looked_up():
     assert looked_up(build(), given, lookup) == given | {"autoguidance": weak}
     assert looked_up(build(num_classes=9), {"negative": "zebra"}, lookup) == {"negative": 7}
     assert looked_up(captioned(), {"negative": "zebra"}, lookup) == {"negative": "zebra"}
+    with raises(ConfigError, "negative=zebra"):  # also without guidance, which would not help
+        looked_up(build(), {"negative": "zebra"}, lookup)
     assert looked_up(build(num_classes=9), {"negative": None, "autoguidance": None}, lookup) == {
         "negative": None, "autoguidance": None
     }  # fmt: skip
