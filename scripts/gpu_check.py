@@ -133,7 +133,9 @@ def resuming(check: Check, mode: str, work: Path) -> None:
         for run in ("whole", "resumed")
     )
     largest = max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
-    check.results[f"resuming, {mode}"] = {"outcome": "bit-equal" if largest == 0 else f"largest difference {largest:.2g}"}
+    # Atomic additions of a GPU round differently from run to run.
+    outcome = "bit-equal" if largest == 0 else "passed" if largest < 1e-3 else "failed"
+    check.results[f"resuming, {mode}"] = {"outcome": outcome, "largest_difference": largest}
     check.write()
 
 

@@ -37,7 +37,7 @@ from genimg.training.decisions import Decisions
 from genimg.training.device import Precision, choose_device, choose_precision
 from genimg.training.ema import Profile, chosen_weights, require_names
 from genimg.training.evaluation_schedule import ScheduledEvaluator
-from genimg.training.optimizers import OptimizerSpec
+from genimg.training.optimizers import OptimizerSpec, require_capturable
 from genimg.training.performance import Performance
 from genimg.training.schedules import OptimizerSchedules
 from genimg.training.state import TrainerSettings
@@ -101,7 +101,7 @@ def assemble(
     with raise_on_any_rank():
         builder, trainer_config, method_class = _checked(config, named, decided)
         augment, logger = (builder.build_group(config, key) for key in ("augment", "logger"))
-        device, precision, performance = _placement(config, device_name, decided, builder)
+        device, precision, performance = _placement(config, device_name, decided, builder, trainer_config["accumulation"])
     with raise_on_any_rank():
         if (name := broadcast_object(precision.name)) != precision.name:
             raise ConfigError(
@@ -136,6 +136,9 @@ def assemble(
     make_optimizers = partial(_optimizers, specs, method, performance, device, settings.batch_size)
     with first_of_each_host():
         optimizers = make_optimizers()
+        if performance.graph is True:
+            for name, optimizer in optimizers.items():
+                require_capturable(optimizer, schedules.settings.get(name, {}))
         config, evaluator = _evaluator(config, builder, may_replace_evaluation)  # last, because this may download weights
         if evaluator is not None:
             with mounted("evaluation", evaluator.evaluator):
@@ -165,25 +168,27 @@ def _welcome_keys(method: Method, dataset: ImageDataset, *, changes: bool) -> li
 
 
 def _placement(
-    config: Config, device_name: str, decided: Decisions | None, builder: Builder
+    config: Config, device_name: str, decided: Decisions | None, builder: Builder, accumulation: int
 ) -> tuple[torch.device, Precision, Performance]:
-    """Return the device, the precision and the performance settings for training."""
+    """Return the device, the precision and the performance settings for training.
+
+    Raises:
+        ConfigError: If a setting is invalid, or ``performance.graph=true`` is impossible here.
+    """
     device = choose_device(device_name)
     wanted = decided.precision if decided is not None and config["precision"] == "auto" else config["precision"]
     precision = choose_precision(wanted, device)
     performance: Performance = builder.build(config["performance"], "performance")
-    if decided is not None:
+    if decided is not None and performance.compile == "auto":
         with mounted("performance", performance):
-            performance = _as_decided(performance, decided)
+            performance = replace(performance, compile=False if performance.activation_checkpointing else decided.compile)
+    reason = performance.refusal_of_graphs(device, accumulation)
+    if reason and performance.graph is True:
+        problem = f"performance.graph=true is impossible, because {reason}"
+        raise ConfigError(problem, "set it to auto or false", key="performance.graph")
+    if decided is not None and performance.graph == "auto":
+        performance = replace(performance, graph=decided.graph and not reason)
     return device, precision, performance
-
-
-def _as_decided(performance: Performance, decided: Decisions) -> Performance:
-    if performance.graph == "auto":
-        performance = replace(performance, graph=decided.graph)
-    if performance.compile == "auto":
-        performance = replace(performance, compile=False if performance.activation_checkpointing else decided.compile)
-    return performance
 
 
 def _large_enough(dataset: ImageDataset, config: Config, batch_size: int) -> ImageDataset:

@@ -230,8 +230,9 @@ def check_facts(saved: Node, facts: Node, *, force: bool) -> None:
     _compare_images(saved, facts, force=force)
     for name in ("decisions", "genimg_version", "torch_version", "hardware", "processes", "performance"):
         if name in saved:
+            then = Decisions.restored(saved[name]).record() if name == "decisions" else saved[name]
             for key, now in _entries(name, facts[name]).items():
-                before = _entries(name, saved[name]).get(key, "not recorded")
+                before = _entries(name, then).get(key, "not recorded")
                 if now != before:
                     log.warning(
                         "%s is %s, but was %s: the run continues, but not bit for bit",

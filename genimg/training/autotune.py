@@ -20,7 +20,7 @@ import torch
 from genimg.errors import ConfigError, first_line, is_memory_full
 from genimg.training.components import TrainingComponents
 from genimg.training.logger import SilentLogger
-from genimg.training.performance import GRAPH_MODES, Performance
+from genimg.training.performance import Performance
 from genimg.training.trainer import Trainer
 from genimg.training.update import NonFiniteError
 from genimg.utils.distributed import alone, broadcast_object, on_every_rank, world_size
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 _GAIN = 1.05  # minimum speedup over plain steps
 _TOLERANCE = 0.05  # maximum difference of the trial steps' losses, relative to them or to 1
-_WARM_UP, _TIMED = 6, 20  # steps of a trial
+_COMPARED, _UNTIMED, _TIMED = 6, 20, 20  # steps of a trial, in this order; graphs are captured before the timed ones
 
 
 def resolve_auto(parts: TrainingComponents, *, accumulation: bool, may_compile: bool) -> TrainingComponents:
@@ -121,8 +121,7 @@ def choose_execution(parts: TrainingComponents, limits: Limits, *, may_compile: 
     if plain == given:
         return parts
     may_compile = may_compile and not (given.activation_checkpointing or parts.settings.sync_batch_norm)
-    tries_graph = given.graph == "auto" and plain.compile not in GRAPH_MODES
-    tries_graph = tries_graph and world_size() == 1 and parts.settings.accumulation == 1
+    tries_graph = given.graph == "auto" and not plain.refusal_of_graphs(parts.device, parts.settings.accumulation)
     candidates = []
     if parts.device.type == "cuda":
         candidates = _candidates(given, plain, tries_graph=tries_graph, may_compile=may_compile)
@@ -173,7 +172,7 @@ def fastest(parts: TrainingComponents, plain: Performance, candidates: Sequence[
             is_short = total < limit or usual.reason
             trials.append(_Trial(reason=usual.reason or f"training takes {total:.0f} s without it") if is_short
                           else _compared(_try(own, each, plain), usual))  # fmt: skip
-    chosen, best = plain, usual.seconds
+    chosen, best = plain, broadcast_object(usual.seconds)
     for each, trial in zip(candidates, trials, strict=True):
         works, seconds = on_every_rank(not trial.reason), broadcast_object(trial.seconds)
         log.info("%s: %s", _named(each, plain), f"{1e3 * seconds:.2f} ms a step instead of {1e3 * usual.seconds:.2f}"
@@ -219,12 +218,15 @@ def _named(performance: Performance, plain: Performance) -> str:
 
 
 def _time(parts: TrainingComponents) -> tuple[float, list[float]]:
-    """Return the seconds per step, and the mean losses over the warm-up steps."""
+    """Return the seconds per step, and the mean losses of the first steps."""
     trainer = _trainer(parts)
     steps = trainer.steps()
-    for _ in range(_WARM_UP):
+    for _ in range(_COMPARED):
         next(steps)
     losses = [value for name, value in sorted(trainer.means.pop().items()) if name.startswith("loss/")]
+    for _ in range(_UNTIMED):
+        next(steps)
+    trainer.updater.raise_if_not_finite()  # waits for the device
     start = time.perf_counter()
     for _ in range(_TIMED):
         next(steps)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
@@ -97,24 +98,35 @@ def _changed(value: Any, change: Callable[[float], float]) -> Any:
     return value.map(change) if isinstance(value, Schedule) else change(value)
 
 
-def make_capturable(optimizer: Optimizer, scheduled: Mapping[str, Any]) -> None:
-    """Let an optimizer read its learning rate from a tensor on the device.
+def require_capturable(optimizer: Optimizer, scheduled: Mapping[str, Any]) -> None:
+    """Check that an optimizer's steps can be captured as part of a CUDA graph.
 
     Args:
-        optimizer: Optimizer, before its first step.
+        optimizer: Optimizer.
         scheduled: Its scheduled settings.
 
     Raises:
-        ConfigError: If it cannot, or if other settings have a schedule. PyTorch takes these from the host.
+        ConfigError: If the learning rate cannot be a tensor on the device, or another setting has a schedule.
     """
-    reasons = [f"the optimizer's {key} has a schedule" for key in scheduled if key != "lr"]
+    reasons = [f"{key} of the optimizer has a schedule" for key in scheduled if key != "lr"]
+    if not all("capturable" in group or group.get("fused") for group in optimizer.param_groups):
+        reasons.append(f"{type(optimizer).__name__} needs its learning rate on the host")
+    if reasons:
+        raise ConfigError(
+            f"steps cannot run as CUDA graphs, because {reasons[0]}", "set performance.graph to auto or false",
+            key="performance.graph",
+        )  # fmt: skip
+
+
+def make_capturable(optimizer: Optimizer, scheduled: Mapping[str, Any]) -> None:
+    """Let an optimizer read its learning rate from a tensor on the device. For the arguments, see ``require_capturable``."""
+    require_capturable(optimizer, scheduled)
     for group in optimizer.param_groups:
         if "capturable" in group:
             group["capturable"] = True
-        elif not group.get("fused"):
-            reasons.append(f"the optimizer {type(optimizer).__name__} computes on the host")
-    if reasons:
-        raise ConfigError(f"steps cannot run as CUDA graphs, because {reasons[0]}", "set graph=false", key="performance.graph")
+    for parameter, state in optimizer.state.items():  # restored from a checkpoint, to where the optimizer counted before
+        if isinstance(state.get("step"), Tensor):
+            state["step"] = state["step"].to(parameter.device, torch.float32)
 
 
 def plain_state(optimizer: Optimizer) -> dict[str, Any]:

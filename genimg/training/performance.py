@@ -15,6 +15,7 @@ from genimg.errors import ConfigError
 from genimg.methods.base import Method
 from genimg.training import cpu, cpu_layers
 from genimg.training.activation_checkpointing import recompute_blocks
+from genimg.utils.distributed import world_size
 
 GRAPH_MODES = ("reduce-overhead", "max-autotune")
 """Modes of torch.compile that capture CUDA graphs themselves."""
@@ -52,8 +53,14 @@ class Performance:
             choices = ", ".join(("auto", "false", *_COMPILE_MODES))
             raise ValueError(f"compile={self.compile} is unknown: choose one of {choices}")
         if self.graph is True and self.compile in GRAPH_MODES:
-            raise ValueError(f"graph=true does not work with compile={self.compile}, which has CUDA graphs of its own: set "
-                             "compile=default, or graph=false")  # fmt: skip
+            raise ValueError(
+                f"graph=true does not work with compile={self.compile}, which captures CUDA graphs itself: set "
+                "compile=default, or graph=false"
+            )
+        if self.graph is True and self.activation_checkpointing:
+            raise ValueError(
+                "graph=true does not work with activation_checkpointing=true, which repeats random numbers: set one of them"
+            )
         if self.activation_checkpointing not in (True, False):
             raise ValueError(f"activation_checkpointing={self.activation_checkpointing} must be true or false")
         if self.activation_checkpointing and self.compile in _COMPILE_MODES:
@@ -66,14 +73,29 @@ class Performance:
     def memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
+    def refusal_of_graphs(self, device: torch.device, accumulation: int) -> str:
+        """Return why steps cannot run as CUDA graphs; empty if they can, as far as is known before building the model.
+
+        Args:
+            device: Device of the training.
+            accumulation: Number of microbatches per step.
+        """
+        if device.type != "cuda":
+            return f"the device is {device.type}"
+        if world_size() > 1:
+            return "several processes train together"
+        if accumulation > 1:
+            return "each microbatch continues its own random numbers"
+        if self.activation_checkpointing:
+            return "activation checkpointing repeats random numbers"
+        return f"compile={self.compile} captures CUDA graphs itself" if self.compile in GRAPH_MODES else ""
+
     def place(self, method: Method, device: torch.device) -> None:
         """Move the networks to the device in the requested memory format, and set up compilation.
 
         Raises:
-            ConfigError: If activation checkpointing is requested for networks without blocks, or CUDA graphs on another device.
+            ConfigError: If activation checkpointing is requested for networks without blocks.
         """
-        if self.graph is True and device.type != "cuda":
-            raise ConfigError(f"graph=true needs a CUDA device, but the device is {device.type}", "set it to auto")
         method.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
         if self.cpu_optimizations and device.type == "cpu":
             cpu.keep_freed_memory()

@@ -3,15 +3,19 @@
 A graph repeats the operations with which it was captured. Whatever changes from step to step is therefore an input of the
 graph: the batch is copied into buffers that stay in place, numbers are kept on the device (training/step_numbers.py), and the
 generator from which the graph takes random numbers is seeded before each step. Where Python decides by the progress of the
-training, each combination of answers has a graph of its own.
+training, each combination of answers has its own graph.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 
 from genimg.errors import first_line
@@ -108,6 +112,7 @@ class StepGraphs:
         self._pool = torch.cuda.graph_pool_handle()
         self._kinds: list[_Kind] = []
         self._inputs: Batch = {}
+        self._captured: list[torch.cuda.CUDAGraph] = []
         self.reasons: set[str] = set()
 
     def run(self, batch: Batch, progress: Progress, zeros: tuple[bool, ...]) -> Sequence[str]:
@@ -144,21 +149,44 @@ class StepGraphs:
 
     def _capture(self, kind: _Kind, batch: Batch, progress: Progress) -> None:
         graph = torch.cuda.CUDAGraph()
-        on_host = torch.default_generator.get_state()
+        self._captured.append(graph)  # also if it is refused: destroying it would free memory that other graphs use
+        before, on_host = _host_states(), torch.default_generator.get_state()
+        reason = ""
         try:
+            # Threads that pin memory or write files may use CUDA during the capture.
             with torch.cuda.graph(graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local"):
                 self._work(batch, WatchedProgress(progress, Questions()))
         except RuntimeError as error:  # an operation that cannot be captured, such as one that waits for the device
-            self._refuse(kind, first_line(error))
-            return
-        if not torch.equal(on_host, torch.default_generator.get_state()):
+            cause = error.__context__ or error  # leaving the capture reports that it has failed
+            reason = first_line(cause)
+        if not reason and before != _host_states():
+            reason = "the step draws random numbers on the host"
+        if reason:
             torch.default_generator.set_state(on_host)
-            self._refuse(kind, "the step draws random numbers on the host")
-            return
-        kind.graph = graph
+            self._refuse(kind, reason)
+        else:
+            kind.graph = graph
 
     def _refuse(self, kind: _Kind, reason: str) -> None:
         kind.is_eager = True
         if reason not in self.reasons:
             self.reasons.add(reason)
             log.warning("some steps do not run as CUDA graphs: %s", reason)
+
+
+def _host_states() -> tuple[Any, ...]:
+    """Return comparable states of all generators on the host."""
+    of_numpy = np.random.get_state(legacy=False)  # of the generator that np.random.rand uses
+    return torch.default_generator.get_state().numpy().tobytes(), random.getstate(), str(of_numpy)
+
+
+@contextlib.contextmanager
+def on_stream_of(graphs: StepGraphs, device: torch.device) -> Iterator[None]:
+    """Run the block on the stream of the graphs, after all earlier work and before all later work on the current stream."""
+    around = torch.cuda.current_stream(device)
+    graphs.stream.wait_stream(around)
+    try:
+        with torch.cuda.stream(graphs.stream):
+            yield
+    finally:
+        around.wait_stream(graphs.stream)

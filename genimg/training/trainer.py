@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from genimg.data.loader import ImageLoader
 from genimg.data.sampler import InfiniteSampler
-from genimg.errors import CheckpointError, ConfigError
+from genimg.errors import CheckpointError
 from genimg.evaluation.feature_extraction import EvaluationInterruptedError
 from genimg.evaluation.result import Evaluation
 from genimg.methods.base import Method
@@ -35,7 +35,7 @@ from genimg.training.optimizers import plain_state, require_fitting_state
 from genimg.training.performance import Performance, lay_out_as_parameters
 from genimg.training.schedules import OptimizerSchedules
 from genimg.training.state import TrainerSettings, TrainingState
-from genimg.training.step_graphs import StepGraphs
+from genimg.training.step_graphs import StepGraphs, on_stream_of
 from genimg.training.step_numbers import StepNumbers
 from genimg.training.update import StepRNG, Updater, split
 from genimg.types import Batch, Progress
@@ -214,7 +214,10 @@ class Trainer:
             self._background.wait()
 
     def steps(self) -> Iterator[int]:
-        """Train endlessly and yield the images seen after each step; log, preview, evaluate and save nothing."""
+        """Train endlessly and yield the images seen after each step; log, preview, evaluate and save nothing.
+
+        If steps run as CUDA graphs, the graphs' stream is the current one until the iterator is closed.
+        """
         with self._step_runner() as run:
             stream = self._stream()
             self.method.train()
@@ -240,16 +243,11 @@ class Trainer:
         if self.performance.graph is not True:
             yield lambda batch, progress: self._work(batch, progress)
             return
-        if self.settings.accumulation > 1:  # each microbatch continues its own random numbers
-            problem = f"steps of {self.settings.accumulation} microbatches cannot run as CUDA graphs"
-            raise ConfigError(problem, "set graph=false, or trainer.accumulation=1", key="performance.graph")
         self.numbers.hold_on(self.device)
         self.updater.hold_step()
         graphs = StepGraphs(self._work, self.device)
-        graphs.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(graphs.stream):
+        with on_stream_of(graphs, self.device):
             yield lambda batch, progress: graphs.run(batch, progress, self.numbers.are_zero)
-        torch.cuda.current_stream(self.device).wait_stream(graphs.stream)
 
     def _step(self, stream: Iterator[Batch], run: _Run) -> None:
         progress = self.progress

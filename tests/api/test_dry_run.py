@@ -338,6 +338,45 @@ def test_compilation_is_chosen_by_a_trial_that_leaves_no_trace(
     assert all(parameter.requires_grad for network in networks for parameter in network.parameters())
 
 
+def test_graphs_are_refused_before_anything_is_written(tmp_path: Path, environment: dict[str, str]) -> None:
+    arguments = [*TINY, *MODELS["dcgan"], "evaluation=none", "performance.graph=true", "run_dir=run"]
+    status, output = train(arguments, environment, tmp_path)
+    assert status == 2
+    assert "error: performance.graph=true is impossible, because the device is cpu" in output
+    assert not (tmp_path / "run").exists()
+
+
+SECONDS = {(False, False): 1.0, (True, False): 0.5, (True, "default"): 0.4, (False, "reduce-overhead"): 0.7}
+"""Made-up seconds of a step by ``graph`` and ``compile``."""
+
+
+@pytest.mark.parametrize(
+    ("given", "tries_graph", "worth", "found"),
+    [
+        (("auto", "auto"), True, 0.0, (True, "default")),
+        (("auto", "auto"), True, 1e9, (True, False)),
+        (("auto", "auto"), False, 0.0, (False, "reduce-overhead")),
+        (("auto", False), True, 0.0, (True, False)),
+        ((False, "auto"), False, 0.0, (False, "reduce-overhead")),
+        ((False, "auto"), False, 1e9, (False, False)),
+    ],
+)
+def test_the_fastest_way_of_running_steps_is_chosen(
+    given: tuple[bool | str, bool | str], tries_graph: bool, worth: float, found: tuple[bool, bool | str],
+    parts: TrainingComponents, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def time(tried: TrainingComponents) -> tuple[float, list[float]]:
+        return SECONDS[tried.performance.graph, tried.performance.compile], [1.0]  # type: ignore[index]
+
+    compiling(monkeypatch)
+    monkeypatch.setattr(autotune, "_time", time)
+    performance = replace(parts.performance, graph=given[0], compile=given[1])
+    plain = replace(performance, graph=performance.graph is True, compile=False)
+    candidates = autotune._candidates(performance, plain, tries_graph=tries_graph, may_compile=True)
+    chosen = autotune.fastest(parts, plain, candidates, autotune.Limits(graph=0.0, compile=worth))
+    assert (chosen.graph, chosen.compile) == found
+
+
 def test_what_auto_turned_out_to_mean_is_a_record_beside_the_config(parts: TrainingComponents) -> None:
     assert parts.performance.compile == parts.performance.graph == "auto"
     resolved = autotune.resolve_auto(parts, accumulation=True, may_compile=True)

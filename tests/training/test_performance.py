@@ -108,3 +108,27 @@ def test_what_only_a_cpu_needs_can_be_turned_off(wanted: bool) -> None:
     optimizer = torch.optim.Adam(method.network.parameters(), fused=True)
     placed.place_optimizer(optimizer)
     assert ("_init_group" in vars(optimizer)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("changes", "accumulation", "word"),
+    [
+        ({}, 1, ""),
+        ({}, 2, "microbatch"),
+        ({"activation_checkpointing": True}, 1, "checkpointing"),
+        ({"compile": "max-autotune"}, 1, "max-autotune"),
+        ({"compile": "default"}, 1, ""),
+    ],
+)
+def test_steps_run_as_graphs_only_where_they_can(changes: dict[str, object], accumulation: int, word: str) -> None:
+    settings = {"compile": False, **changes}
+    assert performance(**settings).refusal_of_graphs(CPU, accumulation) == "the device is cpu"
+    reason = performance(**settings).refusal_of_graphs(torch.device("cuda"), accumulation)
+    assert word in reason
+    assert bool(reason) == bool(word)
+
+
+@pytest.mark.parametrize("changes", [{"activation_checkpointing": True, "compile": False}, {"compile": "reduce-overhead"}])
+def test_settings_that_exclude_graphs_are_refused_together_with_them(changes: dict[str, object]) -> None:
+    with raises(ValueError, "graph=true"):
+        performance(graph=True, **changes)

@@ -13,6 +13,7 @@ from genimg.losses.penalties import LeCam, WeightClipping
 from genimg.schedules import Linear, Schedule, is_zero
 from genimg.training.device import Precision
 from genimg.training.ema import Exponential, PowerFunction, WeightAverage
+from genimg.training.optimizers import make_capturable
 from genimg.training.schedules import Cosine, OptimizerSchedules
 from genimg.training.step_numbers import StepNumbers
 from genimg.training.update import StepRNG, Updater
@@ -98,6 +99,16 @@ def test_what_needs_its_numbers_on_the_host_is_refused_by_name(make, settings, n
     numbers = StepNumbers(method, {"x": make(list(layer.parameters()))}, schedules, {})
     with raises(ConfigError, "performance.graph", word=named):
         numbers.hold_on(torch.device("cpu"))
+
+
+def test_restored_counts_of_steps_move_to_the_device_in_the_optimizers_type() -> None:
+    layer = nn.Linear(2, 2)
+    optimizer = torch.optim.RMSprop(layer.parameters(), lr=0.1)
+    for parameter in layer.parameters():
+        optimizer.state[parameter]["step"] = torch.tensor(3.0, dtype=torch.float64)
+    make_capturable(optimizer, {})
+    assert all(group["capturable"] for group in optimizer.param_groups)
+    assert all(state["step"].dtype == torch.float32 and state["step"] == 3 for state in optimizer.state.values())
 
 
 def test_an_average_moves_by_the_same_share_whether_it_is_a_float_or_a_tensor() -> None:
