@@ -138,7 +138,8 @@ def assemble(
         optimizers = make_optimizers()
         if performance.graph is True:
             for name, optimizer in optimizers.items():
-                require_capturable(optimizer, schedules.settings.get(name, {}))
+                with mounted("performance", performance):
+                    require_capturable(optimizer, schedules.settings.get(name, {}))
         config, evaluator = _evaluator(config, builder, may_replace_evaluation)  # last, because this may download weights
         if evaluator is not None:
             with mounted("evaluation", evaluator.evaluator):

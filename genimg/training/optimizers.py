@@ -112,10 +112,7 @@ def require_capturable(optimizer: Optimizer, scheduled: Mapping[str, Any]) -> No
     if not all("capturable" in group or group.get("fused") for group in optimizer.param_groups):
         reasons.append(f"{type(optimizer).__name__} needs its learning rate on the host")
     if reasons:
-        raise ConfigError(
-            f"steps cannot run as CUDA graphs, because {reasons[0]}", "set performance.graph to auto or false",
-            key="performance.graph",
-        )  # fmt: skip
+        raise ConfigError(f"graph=true is impossible, because {reasons[0]}", "set graph to auto or false", key="graph")
 
 
 def make_capturable(optimizer: Optimizer, scheduled: Mapping[str, Any]) -> None:

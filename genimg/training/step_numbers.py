@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,11 @@ class StepNumbers:
         self._scheduled = ScheduledNumbers(method)
         self._of_profiles = ScheduledNumbers(nn.Module(), {f"ema.{name}": profile for name, profile in profiles.items()})
         self._interval = method.inference_interval
+        self._changes: list[Callable[[int, int], None]] = [
+            each.advance for each in (self._scheduled, self._of_profiles) if each
+        ]
+        if schedules:
+            self._changes.append(self._schedule)
         self._shares: dict[str, float] = {}
         self._memory: Tensor | None = None
         self._places: list[Tensor] = []  # elements of the memory: rates, shares, scheduled numbers
@@ -66,15 +71,16 @@ class StepNumbers:
     def begin(self, progress: Progress) -> None:
         """Set the numbers of a step."""
         images, batch_size = progress.images, progress.batch_size
-        self._scheduled.advance(images, batch_size)
-        self._of_profiles.advance(images, batch_size)
-        if self._schedules:
-            self._schedules.apply(self._optimizers, self._base_rates, images, batch_size)
-            self._rates = {name: [group["lr"] for group in each.param_groups] for name, each in self._optimizers.items()}
+        for change in self._changes:
+            change(images, batch_size)
         seen = batch_size * self._interval
         self._shares = {name: 1.0 - each.decay(seen, images + batch_size) for name, each in self._profiles.items()}
         if self._memory is not None:
             self._fill(self._memory)
+
+    def _schedule(self, images: int, batch_size: int) -> None:
+        self._schedules.apply(self._optimizers, self._base_rates, images, batch_size)
+        self._rates = {name: [group["lr"] for group in each.param_groups] for name, each in self._optimizers.items()}
 
     def _fill(self, memory: Tensor) -> None:
         values = [*self._rates_of_groups(), *self._shares.values(), *self._scheduled.values().values()]

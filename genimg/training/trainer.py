@@ -194,7 +194,9 @@ class Trainer:
                             self._ranks.wait()
                         self._wait_for_files()
                         return self.state
-                    self._step(stream, run)
+                    progress = self.progress
+                    batch = self._begin_step(stream, progress)
+                    self._end_step(run(batch, progress), progress)
                     self._agree()
                     bar.advance(self.settings.batch_size)
         finally:
@@ -222,7 +224,9 @@ class Trainer:
             stream = self._stream()
             self.method.train()
             while True:
-                self._step(stream, run)
+                progress = self.progress
+                batch = self._begin_step(stream, progress)
+                self._end_step(run(batch, progress), progress)
                 yield self.state.images
 
     def _stream(self) -> Iterator[Batch]:
@@ -241,19 +245,13 @@ class Trainer:
         The block runs on the graphs' stream.
         """
         if self.performance.graph is not True:
-            yield lambda batch, progress: self._work(batch, progress)
+            yield self._work
             return
         self.numbers.hold_on(self.device)
         self.updater.hold_step()
         graphs = StepGraphs(self._work, self.device)
         with on_stream_of(graphs, self.device):
             yield lambda batch, progress: graphs.run(batch, progress, self.numbers.are_zero)
-
-    def _step(self, stream: Iterator[Batch], run: _Run) -> None:
-        progress = self.progress
-        batch = self._begin_step(stream, progress)
-        self.means.count(run(batch, progress))
-        self.state.images += progress.batch_size
 
     def _begin_step(self, stream: Iterator[Batch], progress: Progress) -> Batch:
         """Set everything that depends on the images seen, and fetch the batch."""
@@ -278,6 +276,10 @@ class Trainer:
             for name, average in self.averages.items():
                 average.move(self.numbers.share(name))
         return list(metrics)
+
+    def _end_step(self, names: Sequence[str], progress: Progress) -> None:
+        self.means.count(names)
+        self.state.images += progress.batch_size
 
     def _agree(self) -> None:
         """Agree whether to stop, and whether to save because the first rank's clock is due."""

@@ -285,9 +285,9 @@ def test_an_exported_network_names_no_files_either(tmp_path: Path) -> None:
 # whose path the user names can only refuse it.
 WORDS = {
     "activation", "architecture", "backbone", "binarisation", "blur", "channels_last", "compile", "convolution",
-    "direction", "entity", "fit", "fused_optimizer", "gamma", "group", "head", "held_out", "initialisation", "kind",
-    "labels", "meaning", "mode", "model", "name", "negative", "noise", "normalisation", "operations", "ordering",
-    "padding", "policy", "pooling", "project",
+    "direction", "entity", "fit", "fused_optimizer", "gamma", "graph", "group", "head", "held_out", "initialisation", "kind",
+    "interpolation", "labels", "meaning", "mode", "model", "name", "negative", "noise", "normalisation", "operations",
+    "ordering", "padding", "policy", "pooling", "project",
     "regulariser", "remarks", "run", "prediction", "reduction", "sampler", "schedule", "sigma_data", "spacing", "variance",
     "weighting", "resampling", "residual", "best_by", "sampled_mode", "shape", "space", "split", "stop_if",
     "tags",

@@ -119,7 +119,7 @@ def _named_phases(gpu: PretendedGPU, record: Record, trainers: list[Trainer]) ->
         return function
 
     begun: set[int] = set()
-    initialise, begin, step = Trainer.__init__, Trainer._begin_step, Trainer._step
+    initialise, begin, end = Trainer.__init__, Trainer._begin_step, Trainer._end_step
 
     def initialise_noted(self: Trainer, *args: Any, **kwargs: Any) -> None:
         trainers.append(self)
@@ -131,13 +131,13 @@ def _named_phases(gpu: PretendedGPU, record: Record, trainers: list[Trainer]) ->
         begun.add(id(self))
         return begin(self, stream, progress)
 
-    def step_noted(self: Trainer, *args: Any) -> None:
-        step(self, *args)
+    def end_noted(self: Trainer, *args: Any) -> None:
+        end(self, *args)
         record.operations.append(gpu.operations[gpu.phase].total())
         gpu.phase = BETWEEN_STEPS
 
     replacements = {name: within(getattr(Trainer, name), phase) for name, phase in _PHASES.items()}
-    replacements |= {"__init__": initialise_noted, "_begin_step": begin_noted, "_step": step_noted}
+    replacements |= {"__init__": initialise_noted, "_begin_step": begin_noted, "_end_step": end_noted}
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(trainer_module, "snapshot", within(snapshot, "snapshot")))
         for name, replacement in replacements.items():

@@ -97,7 +97,7 @@ def test_what_needs_its_numbers_on_the_host_is_refused_by_name(make, settings, n
     method = gan()
     schedules = OptimizerSchedules(Cosine(duration=NumImages(9), final=0.1, warmup=NumImages(0)), {"x": settings})
     numbers = StepNumbers(method, {"x": make(list(layer.parameters()))}, schedules, {})
-    with raises(ConfigError, "performance.graph", word=named):
+    with raises(ConfigError, "graph", word=named):
         numbers.hold_on(torch.device("cpu"))
 
 
