@@ -136,10 +136,7 @@ def assemble(
     make_optimizers = partial(_optimizers, specs, method, performance, device, settings.batch_size)
     with first_of_each_host():
         optimizers = make_optimizers()
-        if performance.graph is True:
-            for name, optimizer in optimizers.items():
-                with mounted("performance", performance):
-                    require_capturable(optimizer, schedules.settings.get(name, {}))
+        performance = _checked_graphs(config, performance, optimizers, schedules)
         config, evaluator = _evaluator(config, builder, may_replace_evaluation)  # last, because this may download weights
         if evaluator is not None:
             with mounted("evaluation", evaluator.evaluator):
@@ -190,6 +187,28 @@ def _placement(
     if decided is not None and performance.graph == "auto":
         performance = replace(performance, graph=decided.graph and not reason)
     return device, precision, performance
+
+
+def _checked_graphs(
+    config: Config, performance: Performance, optimizers: Mapping[str, Optimizer], schedules: OptimizerSchedules
+) -> Performance:
+    """Return the performance settings, without CUDA graphs if they were not chosen by the user and the optimizers cannot run
+    as part of them.
+
+    Raises:
+        ConfigError: If the user has chosen graphs that are impossible.
+    """
+    if performance.graph is not True:
+        return performance
+    try:
+        with mounted("performance", performance):
+            for name, optimizer in optimizers.items():
+                require_capturable(optimizer, schedules.settings.get(name, {}))
+    except ConfigError:
+        if config["performance"].get("graph") is True:
+            raise
+        return replace(performance, graph=False)  # decided by a run that had other optimizers
+    return performance
 
 
 def _large_enough(dataset: ImageDataset, config: Config, batch_size: int) -> ImageDataset:

@@ -157,17 +157,8 @@ class WeightAverage:
             (ours, theirs) for ours, theirs in layers if any(True for _ in ours.buffers(recurse=False))
         ]
 
-    def update(self, num_images: int, images_seen: int) -> None:
-        """Move the average towards the trained networks.
-
-        Args:
-            num_images: Images that the networks were trained on since the last update.
-            images_seen: Images that the networks were trained on since the start of training.
-        """
-        self.move(1.0 - self.profile.decay(num_images, images_seen))
-
     @torch.no_grad()
-    def move(self, share: float | Tensor) -> None:
+    def update(self, share: float | Tensor) -> None:
         """Move the average towards the trained networks by a share of the distance in [0, 1], a float or a 0-d tensor."""
         averaged: list[Tensor] = [*self._averaged]
         current: list[Tensor] = [*self._current]

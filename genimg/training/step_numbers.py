@@ -28,6 +28,9 @@ class StepNumbers:
         optimizers: Its optimizers, newly built.
         schedules: Schedules of the optimizers' settings.
         profiles: Profiles of the averages, by name.
+
+    Attributes:
+        shares: Share of the trained weights in the new value of each average (see ``WeightAverage.update``).
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class StepNumbers:
         ]
         if schedules:
             self._changes.append(self._schedule)
-        self._shares: dict[str, float] = {}
+        self.shares: Mapping[str, float | Tensor] = {}
         self._memory: Tensor | None = None
         self._places: list[Tensor] = []  # elements of the memory: rates, shares, scheduled numbers
         self._filled: list[float] = []
@@ -74,16 +77,18 @@ class StepNumbers:
         for change in self._changes:
             change(images, batch_size)
         seen = batch_size * self._interval
-        self._shares = {name: 1.0 - each.decay(seen, images + batch_size) for name, each in self._profiles.items()}
-        if self._memory is not None:
-            self._fill(self._memory)
+        shares = {name: 1.0 - each.decay(seen, images + batch_size) for name, each in self._profiles.items()}
+        if self._memory is None:
+            self.shares = shares
+        else:
+            self._fill(self._memory, shares)
 
     def _schedule(self, images: int, batch_size: int) -> None:
         self._schedules.apply(self._optimizers, self._base_rates, images, batch_size)
         self._rates = {name: [group["lr"] for group in each.param_groups] for name, each in self._optimizers.items()}
 
-    def _fill(self, memory: Tensor) -> None:
-        values = [*self._rates_of_groups(), *self._shares.values(), *self._scheduled.values().values()]
+    def _fill(self, memory: Tensor, shares: Mapping[str, float]) -> None:
+        values = [*self._rates_of_groups(), *shares.values(), *self._scheduled.values().values()]
         if values != self._filled:
             memory.copy_(torch.tensor(values), non_blocking=True)
             self._filled = values
@@ -91,16 +96,10 @@ class StepNumbers:
         for optimizer in self._optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = next(places)
+        self.shares = {name: next(places) for name in shares}
 
     def _rates_of_groups(self) -> list[float]:
         return [rate for rates in self._rates.values() for rate in rates]
-
-    def share(self, name: str) -> float | Tensor:
-        """Return the share of the trained weights in an average's new value (see ``WeightAverage.move``)."""
-        if self._memory is None:
-            return self._shares[name]
-        behind = len(self._profiles) + len(self._scheduled)
-        return self._places[len(self._places) - behind + list(self._profiles).index(name)]
 
     @property
     def are_zero(self) -> tuple[bool, ...]:

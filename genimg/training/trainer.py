@@ -274,7 +274,7 @@ class Trainer:
             self._ranks.average_batch_statistics()
         if self.averages and progress.due(self.method.inference_interval):
             for name, average in self.averages.items():
-                average.move(self.numbers.share(name))
+                average.update(self.numbers.shares[name])
         return list(metrics)
 
     def _end_step(self, names: Sequence[str], progress: Progress) -> None:

@@ -42,6 +42,11 @@ def averaged(method: Training, profile=None) -> tuple[WeightAverage, nn.Module]:
     return average, average.method.network
 
 
+def follow(average: WeightAverage, num_images: int, images_seen: int) -> None:
+    """Update an average as after ``num_images`` images of training."""
+    average.update(1.0 - average.profile.decay(num_images, images_seen))
+
+
 def set_weight(method: Training, value: float) -> None:
     with torch.no_grad():
         method.network.weight.fill_(value)
@@ -52,7 +57,7 @@ def test_after_half_life_images_the_old_weight_has_the_factor_one_half():
     average, network = averaged(method, Exponential(half_life=1000, ramp_up=None))
     set_weight(method, 0.0)
     for _ in range(10):
-        average.update(num_images=100, images_seen=10**9)
+        follow(average, 100, 10**9)
     assert network.weight.item() == pytest.approx(0.5, rel=1e-12)
 
 
@@ -62,7 +67,7 @@ def test_the_average_means_the_same_at_any_batch_size(batch_size):
     average, network = averaged(method, Exponential(half_life=300, ramp_up=None))
     set_weight(method, 0.0)
     for _ in range(1000 // batch_size):
-        average.update(num_images=batch_size, images_seen=10**9)
+        follow(average, batch_size, 10**9)
     assert network.weight.item() == pytest.approx(0.5 ** (1000 / 300), rel=1e-10)
 
 
@@ -71,7 +76,7 @@ def test_a_changing_weight_is_averaged_as_by_hand():
     average, network = averaged(method, Exponential(half_life=20, ramp_up=None))
     for value in (3.0, -1.0, 5.0):
         set_weight(method, value)
-        average.update(num_images=10, images_seen=10**9)
+        follow(average, 10, 10**9)
         expected = 0.5**0.5 * expected + (1 - 0.5**0.5) * value
     assert network.weight.item() == pytest.approx(expected, rel=1e-12)
 
@@ -118,7 +123,7 @@ def test_a_power_function_weighs_every_step_by_its_share_of_the_profile():
     values, batch, steps = np.random.default_rng(0).normal(size=50), 8, 50
     for step, value in enumerate(values.tolist(), start=1):
         set_weight(method, value)
-        average.update(num_images=batch, images_seen=step * batch)
+        follow(average, batch, step * batch)
     bounds = (np.arange(steps + 1) / steps) ** (profile.exponent + 1)  # the profile's integral
     assert network.weight.item() == pytest.approx(float((np.diff(bounds) * values).sum()), rel=1e-9)
 
@@ -128,7 +133,7 @@ def test_the_first_step_of_either_profile_all_but_forgets_the_initial_weights():
         method = weight(1.0)
         average, network = averaged(method, profile)
         set_weight(method, 0.0)
-        average.update(num_images=64, images_seen=64)
+        follow(average, 64, 64)
         assert abs(network.weight.item()) < 1e-5  # 2^-20
 
 
@@ -145,7 +150,7 @@ def test_batch_norms_statistics_are_averaged_and_other_buffers_are_copied():
     method.network.running_var.fill_(3.0)
     method.network.num_batches_tracked.fill_(17)
     method.network.inner.direction.fill_(5.0)
-    average.update(num_images=10, images_seen=10**9)
+    follow(average, 10, 10**9)
     assert network.running_mean.tolist() == pytest.approx([2.0, 2.0], rel=1e-6)
     assert network.running_var.tolist() == pytest.approx([2.0, 2.0], rel=1e-6)
     assert network.num_batches_tracked.item() == 17

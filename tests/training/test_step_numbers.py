@@ -55,7 +55,7 @@ def train(num_steps: int, *, holds: bool) -> tuple[dict[str, torch.Tensor], dict
         image = torch.rand(BATCH, 1, 16, 16, generator=torch.Generator().manual_seed(step)) * 2 - 1
         method.step([{"image": image}], progress, updater)
         for name, average in averages.items():
-            average.move(numbers.share(name))
+            average.update(numbers.shares[name])
     state = dict(method.state_dict())
     for name, average in averages.items():
         state |= {f"{name}.{key}": value for key, value in average.state_dict().items()}
@@ -118,7 +118,7 @@ def test_an_average_moves_by_the_same_share_whether_it_is_a_float_or_a_tensor() 
         with torch.no_grad():
             for parameter in average._current:
                 parameter.add_(1.0)
-    one.move(0.25)
-    other.move(torch.tensor(0.25))
+    one.update(0.25)
+    other.update(torch.tensor(0.25))
     for ours, theirs in zip(one._averaged, other._averaged, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
