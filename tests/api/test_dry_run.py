@@ -20,7 +20,7 @@ from PIL import Image
 from test_resume import MODELS, TINY, losses_of, records
 
 from genimg.api import dry_run
-from genimg.api.assemble import assemble
+from genimg.api.assemble import _checked_graphs, assemble
 from genimg.api.dry_run import bytes_of, rehearse
 from genimg.config.compose import Config
 from genimg.config.evaluation import build_evaluator
@@ -344,6 +344,20 @@ def test_graphs_are_refused_before_anything_is_written(tmp_path: Path, environme
     assert status == 2
     assert "error: performance.graph=true is impossible, because the device is cpu" in output
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("chosen", ["auto", True])
+def test_graphs_that_an_earlier_run_decided_on_do_not_refuse_another_optimizer(
+    chosen: bool | str, parts: TrainingComponents
+) -> None:
+    optimizers = {"x": torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)}
+    performance = replace(parts.performance, graph=True, compile=False)
+    arguments = Config({"performance": {"graph": chosen}}), performance, optimizers, parts.schedules
+    if chosen is True:
+        with raises(ConfigError, "performance.graph=true", word="SGD"):
+            _checked_graphs(*arguments)
+    else:
+        assert _checked_graphs(*arguments) == replace(performance, graph=False)
 
 
 SECONDS = {(False, False): 1.0, (True, False): 0.5, (True, "default"): 0.4, (False, "reduce-overhead"): 0.7}
