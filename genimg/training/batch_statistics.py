@@ -2,26 +2,65 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Callable, Iterable
 
-from genimg.utils.distributed import all_reduce_, world_size
+import torch
+from torch import Tensor, nn
+
+from genimg.utils.distributed import begin_sum_, world_size
 
 
 class BatchStatistics:
-    """Running means and variances of a module's batch norms. Synchronised layers already see all ranks' images."""
+    """Running means and variances of batch norms. Synchronised layers already see all ranks' images.
 
-    def __init__(self, module: nn.Module) -> None:
-        self._buffers = [
+    Args:
+        networks: Networks that hold the layers.
+    """
+
+    def __init__(self, networks: Iterable[nn.Module]) -> None:
+        buffers = [
             buffer
-            for layer in module.modules()
+            for network in networks
+            for layer in network.modules()
             if isinstance(layer, nn.modules.batchnorm._NormBase) and not isinstance(layer, nn.SyncBatchNorm)
             for buffer in layer.buffers()
-            if buffer.is_floating_point()
         ]
+        self._buffers: list[Tensor] = [buffer for buffer in buffers if buffer.is_floating_point()]
+        self._counts = [buffer for buffer in buffers if not buffer.is_floating_point()]
+        self._changes = self._num_changes()  # at the time of the statistics in ``_means``
+        self._means = torch.empty(0)
+        self._finish: Callable[[], object] | None = None
 
-    def average(self) -> None:
-        """Replace the statistics by their mean over all ranks, so all ranks have the same state after every step."""
-        if world_size() > 1 and self._buffers:
-            torch._foreach_div_(self._buffers, world_size())
-            all_reduce_(self._buffers)
+    def begin_average(self) -> None:
+        """Begin to compute the means over all ranks of the current statistics; an average begun before is forgotten.
+
+        The messages travel while a backward pass computes.
+        """
+        if not self._buffers:
+            return
+        self._wait()
+        self._changes = self._num_changes()
+        self._means = torch.cat([buffer.reshape(-1) for buffer in self._buffers]).div_(world_size())
+        self._finish = begin_sum_(self._means)
+
+    def finish_average(self) -> None:
+        """Replace the statistics by their means over all ranks.
+
+        No backward pass may follow through layers that were computed before: autograd refuses changed statistics.
+        """
+        if self._num_changes() != self._changes:  # a forward pass followed the last update
+            self.begin_average()
+        if self._finish is None:
+            return
+        self._wait()
+        means = self._means.split([buffer.numel() for buffer in self._buffers])
+        torch._foreach_copy_(self._buffers, [mean.view_as(buffer) for mean, buffer in zip(means, self._buffers, strict=True)])
+
+    def _num_changes(self) -> list[int]:
+        # Autograd counts changes on the host. It does not see those of running statistics, but those of their layers' counters.
+        return [count._version for count in self._counts]
+
+    def _wait(self) -> None:
+        if self._finish is not None:
+            self._finish()
+            self._finish = None

@@ -24,7 +24,6 @@ from genimg.methods.base import Method
 from genimg.methods.capabilities import Generates, PreparesSaving, Translates
 from genimg.training import posthoc_ema
 from genimg.training.async_writer import Background, snapshot, unchanged_buffers
-from genimg.training.batch_statistics import BatchStatistics
 from genimg.training.checkpoint import CheckpointFolder
 from genimg.training.clocks import Clocks
 from genimg.training.device import Precision
@@ -56,31 +55,6 @@ class StopRequestedError(Exception):
 
 class WorseningError(Exception):
     """A stopping rule of the evaluation ended training; a checkpoint has been written."""
-
-
-class _Ranks:
-    """Operations that several ranks do together after every step.
-
-    Args:
-        method: Method, the same on every rank.
-    """
-
-    def __init__(self, method: Method) -> None:
-        self._batch_statistics = BatchStatistics(method)
-        self._votes = Vote(), Vote()
-
-    def average_batch_statistics(self) -> None:
-        self._batch_statistics.average()
-
-    def vote(self, *wishes: bool) -> tuple[bool, bool]:
-        """Cast this rank's votes to stop and to save; return whether any rank voted for them in the previous step."""
-        stop, save = (vote.cast(wish) for vote, wish in zip(self._votes, wishes, strict=True))
-        return stop, save
-
-    def wait(self) -> None:
-        """Wait for pending votes."""
-        for vote in self._votes:
-            vote.wait()
 
 
 class Trainer:
@@ -147,7 +121,7 @@ class Trainer:
         self._background = Background()
         self.means = MeanMetrics()
         self._is_first_rank = rank() == 0
-        self._ranks = _Ranks(method) if world_size() > 1 else None
+        self._vote = Vote(2) if world_size() > 1 else None  # whether to stop, and whether to save
         self._is_contiguous = performance.memory_format == torch.contiguous_format
         self._time_to_save = False  # set when all ranks know that the first rank's clock is due
         self._clocks = Clocks(checkpoint_minutes=settings.checkpoint_minutes, preview_seconds=settings.preview_seconds)
@@ -190,8 +164,8 @@ class Trainer:
                 while True:
                     self._maintain(logger, bar)
                     if self.state.images >= self.settings.duration:
-                        if self._ranks is not None:
-                            self._ranks.wait()
+                        if self._vote is not None:
+                            self._vote.wait()
                         self._wait_for_files()
                         return self.state
                     progress = self.progress
@@ -269,9 +243,8 @@ class Trainer:
     def _work(self, batch: Batch, progress: Progress) -> list[str]:
         """Run the device's part of a step and return the names of its metrics."""
         metrics = self.method.step(split(batch, self.settings.accumulation), progress, self.updater)
+        self.updater.end()
         self.means.accumulate(metrics)
-        if self._ranks is not None:
-            self._ranks.average_batch_statistics()
         if self.averages and progress.due(self.method.inference_interval):
             for name, average in self.averages.items():
                 average.update(self.numbers.shares[name])
@@ -286,7 +259,7 @@ class Trainer:
         stop, save = self.stop_signal is not None, self._is_first_rank and time.monotonic() >= self._clocks.save_at
         if save:
             self._clocks.saved()
-        self._stopping, self._time_to_save = (stop, save) if self._ranks is None else self._ranks.vote(stop, save)
+        self._stopping, self._time_to_save = (stop, save) if self._vote is None else self._vote.cast(stop, save)
 
     def _maintain(self, logger: Logger, bar: ProgressBar) -> None:
         """Do everything that happens between steps, in a fixed order, so that a resumed run does the same."""

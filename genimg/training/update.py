@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from genimg.training.batch_statistics import BatchStatistics
 from genimg.training.device import Precision
+from genimg.training.gradient_sum import GradientSum
 from genimg.training.replay import Replay
 from genimg.types import Batch, LossFunction, Metrics, Microbatches
-from genimg.utils.distributed import all_reduce_, least_over_ranks, rank, world_size
+from genimg.utils.distributed import least_over_ranks, rank, world_size
 from genimg.utils.rng import Stream, random_state, seed_generators, seed_of, set_random_state
 
 
@@ -91,7 +93,8 @@ class Updater:
     """Implements ``Update`` for a set of parameter groups.
 
     Gradients are summed over microbatches and then once over ranks, so k ranks take the same step as one rank that accumulates
-    k times as many microbatches. Only the graph of one microbatch is in memory at a time.
+    k times as many microbatches. Only the graph of one microbatch is in memory at a time. Messages between ranks travel while
+    backward passes compute.
 
     Args:
         parameters: Parameters of each group.
@@ -120,6 +123,9 @@ class Updater:
         self._device = precision.device
         self._autocast = precision.autocast
         self._num_ranks = world_size()
+        several = self._num_ranks > 1
+        self._sums = {group: GradientSum(tensors) for group, tensors in parameters.items()} if several else {}
+        self._statistics = BatchStatistics(networks) if several else None
         self.max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
         self.rng = rng
         self.networks = networks
@@ -177,17 +183,24 @@ class Updater:
         for number, microbatch in enumerate(batch):
             with self._of_microbatch(number), self._autocast():
                 value, parts = loss(microbatch if replays is None else microbatch | replays[number].again())
-            (value / (len(batch) * self._num_ranks)).backward()
+            is_last = number == len(batch) - 1
+            if is_last and self._statistics is not None:
+                self._statistics.begin_average()
+            with self._sums[group].of_backward() if is_last and self._sums else nullcontext():
+                (value / (len(batch) * self._num_ranks)).backward()
             total = value.detach() if total is None else total + value.detach()
             for name, part in parts.items():
                 share = part / len(batch)
                 metrics[name] = metrics[name] + share if name in metrics else share
         assert total is not None
-        if self._num_ranks > 1:
-            all_reduce_(p.grad for p in self.parameters[group] if p.grad is not None)
         metrics[f"grad_norm/{group}"] = self._check_and_clip(group, total)
         optimizer.step()
         return metrics
+
+    def end(self) -> None:
+        """End a step: all ranks have the same running statistics of batch norm, their mean."""
+        if self._statistics is not None:
+            self._statistics.finish_average()
 
     def hold_step(self) -> None:
         """From now on, keep the number of the step on the device, so the operations of a step can be captured."""

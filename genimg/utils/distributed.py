@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from genimg.errors import ConfigError, UserError, is_bug
 from genimg.utils.torchrun import is_of_several
+
+T = TypeVar("T", bound=Tensor)
 
 _TIMEOUT = timedelta(minutes=30)  # the longest wait is for the first rank of a host to list or download a dataset
 _BUCKET = 2**24  # numbers reduced at once: few messages, little extra memory (64 MB)
@@ -122,11 +124,18 @@ def all_reduce_(tensors: Iterable[Tensor]) -> None:
     """
     if not _several():
         return
-    for bucket in _buckets(tensors):
+    for bucket in in_buckets(tensors, _BUCKET):
         flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
         dist.all_reduce(flat)
         for tensor, total in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
             tensor.copy_(total.view(tensor.shape))
+
+
+def begin_sum_(tensor: Tensor) -> Callable[[], object]:
+    """Begin to replace a tensor by its sum over all ranks, and return a function that waits until this is done."""
+    if not _several():
+        return lambda: None
+    return dist.all_reduce(tensor, async_op=True).wait
 
 
 def on_every_rank(condition: bool) -> bool:
@@ -224,42 +233,52 @@ def first_of_each_host() -> Iterator[None]:
 
 
 class Vote:
-    """A vote on whether any rank has said yes. All ranks learn the outcome one call later, so none waits for it.
+    """A vote on several questions: whether any rank has said yes. All ranks learn the outcome one call later, so none waits.
 
     Votes pass through host memory and do not use the GPU.
+
+    Args:
+        num_questions: Number of questions.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_questions: int) -> None:
         self._pending: tuple[Any, Tensor] | None = None
+        self._num_questions = num_questions
 
-    def cast(self, yes: bool) -> bool:
-        """Cast this rank's vote and return the outcome of the previous vote, or of this one in a single process."""
+    def cast(self, *answers: bool) -> list[bool]:
+        """Cast this rank's answers and return the outcome of the previous vote, or of this one in a single process."""
         if not _several():
-            return yes
+            return list(answers)
         outcome = self.wait()
-        ballot = torch.tensor(int(yes))
+        ballot = torch.tensor(answers, dtype=torch.int64)
         self._pending = dist.all_reduce(ballot, op=dist.ReduceOp.MAX, async_op=True), ballot
         return outcome
 
-    def wait(self) -> bool:
+    def wait(self) -> list[bool]:
         """Return the outcome of the pending vote; every rank must call it."""
         if self._pending is None:
-            return False
+            return [False] * self._num_questions
         work, ballot = self._pending
         work.wait()
         self._pending = None
-        return bool(ballot)
+        return [bool(answer) for answer in ballot.tolist()]
 
 
-def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    bucket: list[Tensor] = []
-    size = 0
+def in_buckets(tensors: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Group consecutive tensors, as many as have at most ``size`` numbers together; a larger tensor has a group of its own.
+
+    Args:
+        tensors: Tensors.
+        size: Largest size of a group of several tensors, in numbers.
+    """
+    bucket: list[T] = []
+    count = 0
     for tensor in tensors:
-        if bucket and size + tensor.numel() > _BUCKET:
+        if bucket and count + tensor.numel() > size:
             yield bucket
-            bucket, size = [], 0
+            bucket, count = [], 0
         bucket.append(tensor)
-        size += tensor.numel()
+        count += tensor.numel()
     if bucket:
         yield bucket
 

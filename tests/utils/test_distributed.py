@@ -6,7 +6,9 @@ The tests look at what each rank saw. What a single process gives is compared wi
 import os
 import socket
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -34,12 +36,16 @@ from genimg.evaluation.metrics import (
 )
 from genimg.methods.base import Method
 from genimg.methods.options import NoOptions
+from genimg.training import gradient_sum
+from genimg.training.batch_statistics import BatchStatistics
+from genimg.training.gradient_sum import GradientSum
 from genimg.utils import distributed
 from genimg.utils.distributed import (
     AnotherProcessError,
     Vote,
     all_gather_rows,
     all_reduce_,
+    begin_sum_,
     broadcast_,
     broadcast_object,
     first_of_each_host,
@@ -211,11 +217,57 @@ def added_in_buckets():
 
 
 def votes():
-    """The second rank says yes once, in the third round."""
-    vote = Vote()
-    outcomes = [vote.cast(rank() == 1 and turn == 2) for turn in range(5)]
-    vote.cast(rank() == 1)
+    """The second rank says yes once to the first question, in the third round, and every rank always to the second."""
+    vote = Vote(2)
+    outcomes = [vote.cast(rank() == 1 and turn == 2, True) for turn in range(5)]
+    vote.cast(rank() == 1, False)
     return [*outcomes, vote.wait(), vote.wait()]
+
+
+def summed_gradients():
+    """Two microbatches. One parameter has no gradient, and one has it from the first microbatch alone."""
+    shapes = [(12,), (4,), (2, 3), (), (5, 1)]
+    images = torch.arange(24.0).view(1, 2, 3, 4).contiguous(memory_format=torch.channels_last)
+    parameters = [nn.Parameter(torch.full(shape, i + 1.0)) for i, shape in enumerate(shapes)] + [nn.Parameter(images)]
+    sums = GradientSum(parameters, size=10)
+    begun = []
+
+    def begin(tensor):
+        begun.append((tensor.numel(), sum(each.grad is not None for each in parameters)))
+        return begin_sum_(tensor)
+
+    results = []
+    with patch.object(gradient_sum, "begin_sum_", begin):
+        for unused in (set(), {1, 4}):
+            for parameter in parameters:
+                parameter.grad = None
+            for microbatch in range(2):
+                with sums.of_backward() if microbatch else nullcontext():
+                    loss = torch.zeros(())
+                    for i, parameter in enumerate(parameters):
+                        if i not in unused or (i == 4 and not microbatch):
+                            loss = loss + (rank() + 1) * parameter.square().sum()
+                    loss.backward()
+            results.append([each.grad for each in parameters])
+    assert parameters[-1].grad.is_contiguous(memory_format=torch.channels_last)
+    return {"parameters": [each.data for each in parameters], "gradients": results, "begun": begun}
+
+
+def averaged_statistics():
+    """Of batch norm: two forward passes with an average begun between them, then two with an average begun after both."""
+    norm = nn.BatchNorm1d(2)
+    statistics = BatchStatistics([norm])
+    images = torch.tensor([[0.0, 1.0], [2.0, 5.0]]) * (rank() + 1)
+    found = []
+    for begins in ((0,), (0, 1)):
+        for number in range(2):
+            norm(images + number)
+            if number in begins:
+                statistics.begin_average()
+        statistics.finish_average()
+        found.append([norm.running_mean.clone(), norm.running_var.clone()])
+    statistics.finish_average()  # nothing has changed
+    return [*found, [norm.running_mean, norm.running_var]]
 
 
 def failure_of_the_second():
@@ -278,6 +330,8 @@ def what_this_process_sees(folder):
         "all agree": on_every_rank(True),
         "all but one agree": on_every_rank(rank() != 1),
         "votes": votes(),
+        "summed gradients": summed_gradients(),
+        "averaged statistics": averaged_statistics(),
         "files of the first": files_when_entering(folder),
         "failure of the second": failure_of_the_second(),
         "bug of the second": bug_of_the_second(),
@@ -432,7 +486,47 @@ def test_all_take_the_same_way(ranks):
 
 def test_one_vote_is_known_to_all_one_call_later(ranks):
     for seen in ranks:
-        assert seen["votes"] == [False, False, False, True, False, True, False]
+        assert [stop for stop, _ in seen["votes"]] == [False, False, False, True, False, True, False]
+        assert [save for _, save in seen["votes"]] == [False, True, True, True, True, False, False]
+
+
+def test_gradients_are_summed_over_ranks_and_microbatches_while_others_are_computed(ranks):
+    total = sum(number + 1 for number in range(len(ranks)))
+    for seen in ranks:
+        summed = seen["summed gradients"]
+        for unused, gradients in zip((set(), {1, 4}), summed["gradients"], strict=True):
+            for i, (value, gradient) in enumerate(zip(summed["parameters"], gradients, strict=True)):
+                if i in unused and i != 4:
+                    assert gradient is None
+                else:
+                    microbatches = 1 if i in unused else 2
+                    assert torch.equal(gradient, 2 * value * total * microbatches)
+        # The 24 numbers of the last parameter, 5 + 1, 6 + 4, and 12. Without some gradients, the first is sent on its own.
+        assert [size for size, _ in summed["begun"]] == [24, 6, 10, 12, 24]
+
+
+def test_a_message_is_sent_before_the_backward_pass_has_ended(ranks):
+    for seen in ranks:
+        first, *_ = seen["summed gradients"]["begun"]
+        assert first == (24, 6)
+
+
+def test_statistics_of_batch_norm_are_averaged_also_where_a_forward_pass_follows(ranks):
+    norms = [nn.BatchNorm1d(2) for _ in ranks]
+    for turn in range(2):
+        for number, norm in enumerate(norms):
+            for shift in range(2):
+                norm(torch.tensor([[0.0, 1.0], [2.0, 5.0]]) * (number + 1) + shift)
+        for name in ("running_mean", "running_var"):
+            mean = sum(getattr(norm, name) for norm in norms) / len(norms)
+            for norm in norms:
+                getattr(norm, name).copy_(mean)
+            for seen in ranks:
+                found = seen["averaged statistics"][turn][name == "running_var"]
+                torch.testing.assert_close(found, mean, rtol=1e-6, atol=1e-7)
+    for seen in ranks:
+        for one, other in zip(*seen["averaged statistics"][1:], strict=True):
+            assert torch.equal(one, other)
 
 
 def test_all_fail_where_one_does_and_say_what_it_said(ranks):
@@ -469,9 +563,9 @@ def test_the_first_rank_of_a_host_goes_first(ranks):
 
 
 def test_alone_a_vote_is_known_at_once():
-    vote = Vote()
-    assert [vote.cast(yes) for yes in (False, True, False)] == [False, True, False]
-    assert not vote.wait()
+    vote = Vote(1)
+    assert [vote.cast(yes) for yes in (False, True, False)] == [[False], [True], [False]]
+    assert vote.wait() == [False]
 
 
 def test_a_sum_leaves_its_argument_alone(ranks):
