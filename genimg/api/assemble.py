@@ -31,7 +31,7 @@ from genimg.data.split import random_part
 from genimg.errors import ConfigError
 from genimg.evaluation.extractors.base import MissingWeightsError
 from genimg.methods.base import Method
-from genimg.methods.capabilities import RegularisesLazily, TakesConditions, Translates
+from genimg.methods.capabilities import RegularisesLazily, TakesConditions, TrainsSharded, Translates, offers
 from genimg.training.components import TrainingComponents
 from genimg.training.decisions import Decisions
 from genimg.training.device import Precision, choose_device, choose_precision
@@ -45,6 +45,7 @@ from genimg.utils.distributed import broadcast_, broadcast_object, first_of_each
 
 if TYPE_CHECKING:
     from genimg.training.logger import Recorder  # this module imports TensorBoard
+    from genimg.training.sharding import Sharding
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +103,9 @@ def assemble(
         builder, trainer_config, method_class = _checked(config, named, decided)
         augment, logger = (builder.build_group(config, key) for key in ("augment", "logger"))
         device, precision, performance = _placement(config, device_name, decided, builder, trainer_config["accumulation"])
+        is_sharded = _is_sharded(config, method_class)
+        if is_sharded:
+            performance = _for_sharding(performance, config, trainer_config)
     with raise_on_any_rank():
         if (name := broadcast_object(precision.name)) != precision.name:
             raise ConfigError(
@@ -127,13 +131,17 @@ def assemble(
             chosen_weights(profiles, settings.weights)
         method = build_method(config, dataset, task, facts, builder, method_class, weights, trained, initialise)
         specs = optimizer_specs(config, method, builder)
+        if is_sharded:
+            for spec in specs.values():
+                spec.require_elementwise()
         schedules = build_schedules(config, specs, builder)
         if settings.sync_batch_norm:
             method = _synchronised(method, device)
         with mounted("performance", performance):
-            performance.place(method, device)
+            (performance.prepare if is_sharded else performance.place)(method, device)
     broadcast_(method.state_dict().values())
-    make_optimizers = partial(_optimizers, specs, method, performance, device, settings.batch_size)
+    sharding = _sharded(method, device) if is_sharded else None
+    make_optimizers = partial(_optimizers, specs, method, performance, device, settings.batch_size, sharding)
     with first_of_each_host():
         optimizers = make_optimizers()
         performance = _checked_graphs(config, performance, optimizers, schedules)
@@ -148,7 +156,7 @@ def assemble(
         data = build_loader(config, dataset, device, keys=(*method.batch_keys, *welcome), augment=augment, task=task)
     components = TrainingComponents(
         device, precision, performance, settings, dataset, data, method, optimizers, make_optimizers, schedules, evaluator,
-        profiles, config["seed"],
+        profiles, config["seed"], sharding,
     )  # fmt: skip
     return Assembly(config, builder, facts, components, logger)
 
@@ -211,6 +219,49 @@ def _checked_graphs(
     return performance
 
 
+def _is_sharded(config: Config, method_class: type[Method]) -> bool:
+    """Return whether to divide the networks among processes.
+
+    Raises:
+        ConfigError: If the model's networks cannot be divided.
+    """
+    if config["distributed"] == "replicated":
+        return False
+    if not offers(method_class, TrainsSharded):
+        problem = f"distributed=fsdp does not work for the model, a {method_class.__name__}"
+        fix = "choose distributed=replicated; fsdp is for diffusion, flow matching and restoration"
+        raise ConfigError(problem, fix, key="distributed")
+    if world_size() == 1:
+        log.warning("distributed=fsdp has no effect in a single process: start several with torchrun (docs/distributed.md)")
+    return world_size() > 1
+
+
+def _for_sharding(performance: Performance, config: Config, trainer: Mapping[str, Any]) -> Performance:
+    """Return the performance settings for divided networks.
+
+    Raises:
+        ConfigError: If the user has chosen settings that are impossible with them.
+    """
+    wrong = {
+        "performance.channels_last": performance.channels_last is True,
+        "performance.compile": performance.compile not in ("auto", False),
+        "trainer.accumulation": config["trainer"].get("accumulation") == "auto",
+        "trainer.sync_batch_norm": trainer.get("sync_batch_norm") is True,
+    }
+    for key, is_wrong in wrong.items():
+        if is_wrong:
+            group, name = key.split(".")
+            problem = f"{key}={config[group][name]} does not work with distributed=fsdp".replace("=True", "=true")
+            raise ConfigError(problem, f"leave {key} out, or choose distributed=replicated", key=key)
+    return replace(performance, channels_last=False, compile=False, cpu_optimizations=False)
+
+
+def _sharded(method: Method, device: torch.device) -> Sharding:
+    from genimg.training.sharding import Sharding  # imports PyTorch's distributed tensors, which takes long
+
+    return Sharding(method, device)
+
+
 def _large_enough(dataset: ImageDataset, config: Config, batch_size: int) -> ImageDataset:
     """Return the dataset, or one batch of it for ``debug.one_batch``.
 
@@ -227,7 +278,12 @@ def _large_enough(dataset: ImageDataset, config: Config, batch_size: int) -> Ima
 
 
 def _optimizers(
-    specs: Mapping[str, OptimizerSpec], method: Method, performance: Performance, device: torch.device, batch_size: int
+    specs: Mapping[str, OptimizerSpec],
+    method: Method,
+    performance: Performance,
+    device: torch.device,
+    batch_size: int,
+    sharding: Sharding | None,
 ) -> dict[str, Optimizer]:
     """Create a fresh optimizer for each parameter group."""
 
@@ -235,7 +291,9 @@ def _optimizers(
         with mounted("performance", performance):
             return performance.of_optimizer(optimizer, settings, device)
 
-    groups = method.parameter_groups()
+    groups: dict[str, Any] = {**method.parameter_groups()}
+    if sharding is not None:
+        groups = {name: sharding.optimizer_groups(parameters) for name, parameters in groups.items()}
     made = {name: spec.build(groups[name], batch_size, fused) for name, spec in specs.items()}
     for optimizer in made.values():
         performance.place_optimizer(optimizer)
@@ -372,4 +430,5 @@ def describe_parts(parts: TrainingComponents, config: Mapping[str, Any]) -> None
         log.info("accumulation %d: microbatches of %d images", settings.accumulation,
                  settings.batch_size // (settings.accumulation * world_size()))  # fmt: skip
     if world_size() > 1:
-        log.info("%d processes, each with %d images of a batch", world_size(), parts.settings.batch_size // world_size())
+        share = " and a part of all weights" if parts.sharding is not None else ""
+        log.info("%d processes, each with %d images of a batch%s", world_size(), settings.batch_size // world_size(), share)

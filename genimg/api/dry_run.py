@@ -169,7 +169,7 @@ def _report_evaluation(parts: TrainingComponents, trainer: Trainer, sample: Imag
     """Log the estimated time of the evaluations during training, and warn if it is a large share of the run."""
     if parts.evaluator is None:
         return
-    evaluator, method = parts.evaluator.evaluator, trainer.sampled.eval()  # with the weights that training evaluates
+    evaluator, method = parts.evaluator.evaluator, trainer.sampler().eval()  # with the weights that training evaluates
     number = -(-parts.settings.duration // parts.evaluator.interval)
     if not isinstance(evaluator, Evaluator):
         count = min(8, len(sample.source))

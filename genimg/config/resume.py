@@ -30,13 +30,13 @@ from genimg.utils.mappings import flatten
 log = logging.getLogger(__name__)
 
 
-_NEW: Node = {"init_from": None, "expected": []}
+_NEW: Node = {"init_from": None, "expected": [], "distributed": "replicated"}
 """Keys that the configs of earlier versions lack, with their defaults."""
 
 # Keys that may differ from the checkpoint's config without changing the training. trainer.duration is one of them because
 # schedules that depend on it store their own duration.
 _HARMLESS = (
-    "run_dir", "resume", "resume_force", "allow", "debug", "traceback", "print_config", "dry_run", "device",
+    "run_dir", "resume", "resume_force", "allow", "debug", "traceback", "print_config", "dry_run", "device", "distributed",
     "evaluation", "expected", "performance", "logger",
     "data.storage", "data.num_workers", "data.max_corrupt",
     "data.refresh_index",

@@ -355,6 +355,19 @@ class PreparesSaving(Protocol):
         ...
 
 
+@runtime_checkable
+class TrainsSharded(Protocol):
+    """Trains with weights of which each process has only a part (training/sharding.py)."""
+
+    def shardable_networks(self) -> tuple[str, ...]:
+        """Return the names of the networks whose weights may be divided.
+
+        They are among the ``inference_networks``. A step calls each as a whole, computes only first derivatives, and has one
+        parameter group.
+        """
+        ...
+
+
 CAPABILITIES: dict[type, str] = {
     Generates: "sample",
     StartsFromNoise: "noise_of",
@@ -370,6 +383,7 @@ CAPABILITIES: dict[type, str] = {
     RegularisesLazily: "lazy_regularisation_ratio",
     MeasuresData: "set_data_statistics",
     PreparesSaving: "before_saving",
+    TrainsSharded: "shardable_networks",
 }
 """All capabilities, each with the function that says that a class means to have it."""
 

@@ -149,6 +149,9 @@ class ConsistencyModel(ConditionalMethod):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {"denoiser": list(self.denoiser.parameters())}
 
+    def shardable_networks(self) -> tuple[str, ...]:
+        return ("denoiser",)
+
     def set_data_statistics(self, images: Tensor) -> None:
         """Set sigma_data, if it is ``auto``, to the standard deviation of images [N, C, H, W] in [-1, 1]."""
         self.denoiser.measure(images)

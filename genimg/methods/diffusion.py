@@ -117,6 +117,9 @@ class Diffusion(ConditionalMethod):
         parts = [self.denoiser] if self.uncertainty is None else [self.denoiser, self.uncertainty]
         return {"denoiser": [parameter for part in parts for parameter in part.parameters()]}
 
+    def shardable_networks(self) -> tuple[str, ...]:
+        return ("denoiser",)
+
     @property
     def path(self) -> Path:
         """Path from image to noise."""

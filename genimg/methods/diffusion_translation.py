@@ -111,6 +111,9 @@ class DiffusionTranslation(Translation):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {"denoiser": list(self.denoiser.parameters())}
 
+    def shardable_networks(self) -> tuple[str, ...]:
+        return ("denoiser",)
+
     @property
     def path(self) -> Path:
         """Path from the target to noise or to the source."""

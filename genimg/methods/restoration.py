@@ -42,6 +42,9 @@ class Restoration(Translation):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {"translator": list(self.network.parameters())}
 
+    def shardable_networks(self) -> tuple[str, ...]:
+        return ("network",)
+
     def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
         return update("translator", self._loss, batch)
 

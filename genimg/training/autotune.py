@@ -118,8 +118,8 @@ def choose_execution(parts: TrainingComponents, limits: Limits, *, may_compile: 
     """
     given = parts.performance
     plain = replace(given, graph=given.graph is True, compile=False if given.compile == "auto" else given.compile)
-    if plain == given:
-        return parts
+    if plain == given or parts.sharding is not None:  # processes with parts of the weights cannot try anything alone
+        return replace(parts, performance=plain)
     may_compile = may_compile and not (given.activation_checkpointing or parts.settings.sync_batch_norm)
     tries_graph = given.graph == "auto" and not plain.refusal_of_graphs(parts.device, parts.settings.accumulation)
     candidates = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim import Optimizer
@@ -24,6 +24,9 @@ from genimg.training.schedules import OptimizerSchedules
 from genimg.training.state import TrainerSettings
 from genimg.training.trainer import Trainer
 
+if TYPE_CHECKING:
+    from genimg.training.sharding import Sharding  # imports PyTorch's distributed tensors, which takes long
+
 
 @dataclass(frozen=True)
 class TrainingComponents:
@@ -35,6 +38,7 @@ class TrainingComponents:
         make_optimizers: Factory of fresh optimizers, for trial steps.
         profiles: Averages of the weights to keep, by name.
         seed: Seed of all randomness.
+        sharding: How the method's networks are divided among processes; None if they are not.
     """
 
     device: torch.device
@@ -50,6 +54,7 @@ class TrainingComponents:
     evaluator: ScheduledEvaluator | None
     profiles: Mapping[str, Profile]
     seed: int
+    sharding: Sharding | None
 
     @property
     def decisions(self) -> Decisions:
@@ -87,4 +92,5 @@ class TrainingComponents:
             make_logger=make_logger,
             describe=describe,
             profiles=self.profiles,
+            sharding=self.sharding,
         )

@@ -7,7 +7,8 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from genimg.methods.base import Method
 from genimg.methods.modes import LocalBatchNorm
 from genimg.schedules import Schedule, Scheduled, is_positive, shown
 from genimg.utils.durations import NumImages
+
+if TYPE_CHECKING:
+    from genimg.training.sharding import Sharding  # imports PyTorch's distributed tensors, which takes long
 
 M = TypeVar("M", bound=Method)
 
@@ -137,18 +141,23 @@ class WeightAverage:
     Args:
         method: Method in training.
         profile: Profile of the average.
+        sharding: How the method's networks are divided among processes; None if they are not.
 
     Attributes:
         method: Copy of the method that samples with the averaged networks (see ``with_networks``).
     """
 
-    def __init__(self, method: Method, profile: Profile) -> None:
+    def __init__(self, method: Method, profile: Profile, sharding: Sharding | None = None) -> None:
         self.profile = profile
+        self._sharding = sharding
         self._trained = {name: network for name, network in method.named_children() if name in method.inference_networks}
-        self._networks = {name: _frozen_copy(network) for name, network in self._trained.items()}
+        self._networks = {
+            name: sharding.average_of(name) if sharding is not None and name in sharding.networks else frozen_copy(network)
+            for name, network in self._trained.items()
+        }
         self.method = with_networks(method, self._networks)
-        self._averaged = [each for network in self._networks.values() for each in network.parameters()]
-        self._current = [each for network in self._trained.values() for each in network.parameters()]
+        self._averaged = self._parameters(self._networks)
+        self._current = self._parameters(self._trained)
         layers = [
             pair for name, network in self._networks.items()
             for pair in zip(network.modules(), self._trained[name].modules(), strict=True)
@@ -156,6 +165,11 @@ class WeightAverage:
         self._layers_with_buffers = [
             (ours, theirs) for ours, theirs in layers if any(True for _ in ours.buffers(recurse=False))
         ]
+
+    def _parameters(self, networks: Mapping[str, nn.Module]) -> list[Tensor]:
+        """Return the parameters, or this rank's parts of them."""
+        parameters = [each for network in networks.values() for each in network.parameters()]
+        return [*parameters] if self._sharding is None else [self._sharding.local(each.detach()) for each in parameters]
 
     @torch.no_grad()
     def update(self, share: float | Tensor) -> None:
@@ -208,15 +222,22 @@ class WeightAverage:
         Raises:
             RuntimeError: If the state does not fit the networks.
         """
-        nn.ModuleDict(self._networks).load_state_dict(state)
+        networks = nn.ModuleDict(self._networks)
+        networks.load_state_dict(state if self._sharding is None else self._sharding.divided(state, networks))
 
 
 def _is_averaged(layer: nn.Module, buffer: Tensor) -> bool:
     return isinstance(layer, nn.modules.batchnorm._NormBase) and buffer.is_floating_point()
 
 
-def _frozen_copy(network: nn.Module) -> nn.Module:
-    copied = copy.deepcopy(network).eval().requires_grad_(False)
+def frozen_copy(network: nn.Module, replaced: Mapping[int, Tensor] = MappingProxyType({})) -> nn.Module:
+    """Return a copy of a network in evaluation mode without gradients.
+
+    Args:
+        network: Network to copy.
+        replaced: Tensors to put in the place of copies, by the originals' ids.
+    """
+    copied = copy.deepcopy(network, {**replaced}).eval().requires_grad_(False)
     for layer in copied.modules():
         if isinstance(layer, nn.SyncBatchNorm):  # averages are sampled by one process alone
             layer.__class__ = LocalBatchNorm  # type: ignore[assignment]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,10 @@ from genimg.errors import ConfigError, innermost_module
 from genimg.schedules import Schedule
 from genimg.training.schedules import holds_schedule, valued
 
+if TYPE_CHECKING:
+    from genimg.training.sharding import Sharding  # imports PyTorch's distributed tensors, which takes long
+
+_OF_WHOLE_WEIGHTS = (torch.optim.Adafactor, torch.optim.Muon)
 _UNFIT: dict[Any, str] = {LBFGS: "it evaluates the loss several times a step", SparseAdam: "it supports only sparse gradients"}
 
 
@@ -52,16 +56,26 @@ class OptimizerSpec:
         """Return the settings that hold schedules."""
         return {key: value for key, value in self.settings.items() if holds_schedule(value)}
 
+    def require_elementwise(self) -> None:
+        """Check that the optimizer can train weights of which each process has a part.
+
+        Raises:
+            ConfigError: If it computes with whole weights.
+        """
+        if self.make in _OF_WHOLE_WEIGHTS:
+            problem = f"the optimizer {getattr(self.make, '__name__', self.make)} computes with whole weights"
+            raise ConfigError(problem, "choose another one, or distributed=replicated", key="optimizer._target_")
+
     def build(
         self,
-        parameters: list[nn.Parameter],
+        parameters: Sequence[nn.Parameter] | Sequence[Mapping[str, Any]],
         batch_size: int,
         defaults: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]] = lambda *_: {},
     ) -> Optimizer:
         """Build the optimizer with the initial values of its settings.
 
         Args:
-            parameters: Parameters to train.
+            parameters: Parameters to train, or groups of them.
             batch_size: Images per step.
             defaults: Function from the class and the settings to further keyword arguments.
 
@@ -126,10 +140,44 @@ def make_capturable(optimizer: Optimizer, scheduled: Mapping[str, Any]) -> None:
             state["step"] = state["step"].to(parameter.device, torch.float32)
 
 
-def plain_state(optimizer: Optimizer) -> dict[str, Any]:
-    """Return an optimizer's state with learning rates as floats, also if they are tensors on the device."""
-    state = optimizer.state_dict()
-    return {**state, "param_groups": [{**group, "lr": float(group["lr"])} for group in state["param_groups"]]}
+def plain_state(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> dict[str, Any]:
+    """Return an optimizer's state in one form, also if its learning rates are tensors or it has several groups.
+
+    Args:
+        optimizer: Optimizer.
+        parameters: Its parameters, in the order that numbers them in the state.
+    """
+    packed, places = optimizer.state_dict(), _places(optimizer, parameters)
+    group = packed["param_groups"][0]
+    return {
+        "state": {number: packed["state"][place] for number, place in places.items() if place in packed["state"]},
+        "param_groups": [{**group, "lr": float(group["lr"]), "params": list(places)}],
+    }
+
+
+def restore_state(
+    optimizer: Optimizer, parameters: Sequence[nn.Parameter], state: Mapping[int, Mapping[str, Any]], sharding: Sharding | None
+) -> None:
+    """Load what ``plain_state`` returned under ``state``; settings remain those of the optimizer.
+
+    Args:
+        optimizer: Optimizer to restore.
+        parameters: Its parameters, in the order that numbers them in the state.
+        state: State of each parameter.
+        sharding: How parameters are divided among processes; None if they are not.
+    """
+    places = _places(optimizer, parameters)
+    if sharding is not None:
+        state = {number: {key: sharding.divided_like(value, parameters[number]) for key, value in values.items()}
+                 for number, values in state.items()}  # fmt: skip
+    placed = {places.get(number, number): values for number, values in state.items()}
+    optimizer.load_state_dict({"state": placed, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _places(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> dict[int, int]:
+    """Return each parameter's number in the optimizer's own order."""
+    own = {id(each): place for place, each in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    return {number: own[id(parameter)] for number, parameter in enumerate(parameters)}
 
 
 def require_fitting_state(optimizer: Optimizer) -> None:

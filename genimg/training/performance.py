@@ -97,6 +97,10 @@ class Performance:
             ConfigError: If activation checkpointing is requested for networks without blocks.
         """
         method.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.prepare(method, device)
+
+    def prepare(self, method: Method, device: torch.device) -> None:
+        """Set up the networks for a device without moving them there; see ``place``."""
         if self.cpu_optimizations and device.type == "cpu":
             cpu.keep_freed_memory()
             cpu_layers.use_faster_layers(method)

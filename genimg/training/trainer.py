@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import FrameType, MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim import Optimizer
@@ -30,7 +30,7 @@ from genimg.training.device import Precision
 from genimg.training.ema import PowerFunction, Profile, WeightAverage, chosen_weights, label_of
 from genimg.training.evaluation_schedule import ScheduledEvaluator
 from genimg.training.logger import Logger, MeanMetrics, ProgressBar
-from genimg.training.optimizers import plain_state, require_fitting_state
+from genimg.training.optimizers import plain_state, require_fitting_state, restore_state
 from genimg.training.performance import Performance, lay_out_as_parameters
 from genimg.training.schedules import OptimizerSchedules
 from genimg.training.state import TrainerSettings, TrainingState
@@ -41,6 +41,9 @@ from genimg.types import Batch, Progress
 from genimg.utils.distributed import Vote, broadcast_object, raise_on_any_rank, rank, world_size
 from genimg.utils.rng import Stream, seed_of, steady
 from genimg.utils.terminal import stop_signals, write_to_stderr
+
+if TYPE_CHECKING:
+    from genimg.training.sharding import Sharding  # imports PyTorch's distributed tensors, which takes long
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +77,7 @@ class Trainer:
         make_logger: Function that builds a logger from the first step and from whether that step is already evaluated.
         describe: Further contents of a checkpoint (config, versions).
         profiles: Averages of the weights to keep, by name.
+        sharding: How the method's networks are divided among processes; None if each process has them whole.
     """
 
     def __init__(
@@ -92,14 +96,16 @@ class Trainer:
         make_logger: Callable[[int, bool], Logger],
         describe: Mapping[str, Any],
         profiles: Mapping[str, Profile] = MappingProxyType({}),
+        sharding: Sharding | None = None,
     ) -> None:
         self.settings = settings
         self.method = method
+        self.sharding = sharding
         self.optimizers = optimizers
         self.schedules = schedules
-        self.averages = {name: WeightAverage(method, profile) for name, profile in profiles.items()}
+        self.averages = {name: WeightAverage(method, profile, sharding) for name, profile in profiles.items()}
         self.weights = chosen_weights(profiles, settings.weights)
-        self.sampled: Method = self.averages[self.weights].method if self.weights in self.averages else method
+        self._chosen: Method = self.averages[self.weights].method if self.weights in self.averages else method
         self.numbers = StepNumbers(method, optimizers, schedules, profiles)
         self.data = data
         self.evaluator = evaluator
@@ -116,6 +122,7 @@ class Trainer:
             max_grad_norm=settings.max_grad_norm,
             rng=StepRNG(seed, settings.accumulation, precision.device),
             networks=list(method.children()),
+            sharding=sharding,
         )
         self.state = TrainingState()
         self._background = Background()
@@ -136,6 +143,10 @@ class Trainer:
     @property
     def progress(self) -> Progress:
         return Progress(self.state.images, self.settings.batch_size)
+
+    def sampler(self) -> Method:
+        """Return the method to sample from, with the chosen weights. All ranks must call it."""
+        return self._chosen if self.sharding is None else self.sharding.sampler(self._chosen)
 
     def fit(self) -> TrainingState:
         """Train from the current state to the end.
@@ -267,12 +278,9 @@ class Trainer:
         done = images >= settings.duration
         if self._due(settings.log_interval) or done:
             self._log(logger, bar)
-        timed = time.monotonic() >= self._clocks.show_at
-        if self._is_first_rank and (self._due(settings.preview_interval) or done or images == 0 or timed):
-            with unchanged_buffers(self.sampled):
-                pictures = snapshot(self._preview(with_data=images == 0))
-            self._clocks.shown(self.state.seconds + time.monotonic() - self._interval_start[0])
-            self._background.submit(partial(logger.pictures, self.progress.step, images, pictures))
+        timed = time.monotonic() >= self._clocks.show_at and self.sharding is None  # sampling needs all ranks' weights
+        if self._due(settings.preview_interval) or done or images == 0 or timed:
+            self._show(logger)
         self._save_snapshots()
         if (self._due(settings.checkpoint_interval) or done or self._stopping) and images != self._last_saved:
             self._save(best=False)
@@ -293,18 +301,31 @@ class Trainer:
                 self._wait_for_files()
                 raise StopRequestedError from None
 
+    def _show(self, logger: Logger) -> None:
+        """Sample and log pictures on the first rank."""
+        if not self._is_first_rank and self.sharding is None:
+            return
+        sampled, images = self.sampler(), self.state.images
+        if self._is_first_rank:
+            with unchanged_buffers(sampled):
+                pictures = snapshot(self._preview(sampled, with_data=images == 0))
+            self._clocks.shown(self.state.seconds + time.monotonic() - self._interval_start[0])
+            self._background.submit(partial(logger.pictures, self.progress.step, images, pictures))
+
     def _save_snapshots(self) -> None:
         """Write the power-function averages that are due; averages of other lengths are computed from them after training."""
         folder = self.folder.path.parent / posthoc_ema.FOLDER
         for name, average in self.averages.items():
             profile = average.profile
-            if not isinstance(profile, PowerFunction) or not profile.num_snapshots or not self._is_first_rank:
+            if not isinstance(profile, PowerFunction) or not profile.num_snapshots:
                 continue
             if self._due(max(self.settings.duration // profile.num_snapshots, self.settings.batch_size)):
                 self.updater.raise_if_not_finite()
-                weights, copied = snapshot(average.state_dict()), average.copied_buffers()
-                taken = posthoc_ema.Snapshot(profile.length, self.state.images, weights, copied)
-                self._background.submit(partial(posthoc_ema.save, taken, posthoc_ema.path_of(folder, name, self.progress.step)))
+                weights, copied = self._gathered(average.state_dict()), average.copied_buffers()
+                if self._is_first_rank:
+                    taken = posthoc_ema.Snapshot(profile.length, self.state.images, snapshot(weights), copied)
+                    path = posthoc_ema.path_of(folder, name, self.progress.step)
+                    self._background.submit(partial(posthoc_ema.save, taken, path))
 
     def _due(self, interval: int) -> bool:
         """Return whether the last step crossed a multiple of ``interval`` images."""
@@ -333,7 +354,7 @@ class Trainer:
     def _headline(self) -> dict[str, float]:
         return {k: v for k, v in self.state.last.items() if self.evaluator and k == self.evaluator.primary}
 
-    def _preview(self, *, with_data: bool) -> dict[str, torch.Tensor]:
+    def _preview(self, sampled: Method, *, with_data: bool) -> dict[str, torch.Tensor]:
         data = self.data.validation or self.data if isinstance(self.method, Translates) else self.data
         count = min(self.settings.preview_images, len(data.source))
         order, seed = (
@@ -341,14 +362,14 @@ class Trainer:
             seed_of(self.seed, Stream.PREVIEW),
         )
         with steady(seed, 0):
-            return self._pictures(data.examples(order.indices(0, count), seed), seed, with_data=with_data)
+            return self._pictures(sampled, data.examples(order.indices(0, count), seed), seed, with_data=with_data)
 
-    def _pictures(self, batch: Batch, seed: int, *, with_data: bool) -> dict[str, torch.Tensor]:
+    def _pictures(self, sampled: Method, batch: Batch, seed: int, *, with_data: bool) -> dict[str, torch.Tensor]:
         drawn: Batch = {}
-        if isinstance(self.sampled, Generates):
-            self.sampled.before_sampling()
-            drawn = self.sampled.draw(range(self.settings.preview_images), seed)
-        pictures = self.sampled.preview(batch, {key: value.to(self.device) for key, value in drawn.items()})
+        if isinstance(sampled, Generates):
+            sampled.before_sampling()
+            drawn = sampled.draw(range(self.settings.preview_images), seed)
+        pictures = sampled.preview(batch, {key: value.to(self.device) for key, value in drawn.items()})
         return pictures | ({"real": batch["image"]} if with_data and "image" in batch else {})
 
     def _evaluate(self, evaluator: ScheduledEvaluator, logger: Logger) -> None:
@@ -395,7 +416,7 @@ class Trainer:
         start, self._evaluating = time.monotonic(), True
         try:
             result = evaluator.evaluate(
-                self.sampled,
+                self.sampler(),
                 self.data,
                 self.device,
                 self._should_stop_evaluating,
@@ -432,15 +453,19 @@ class Trainer:
         self._clocks.saved()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the tensors and primitives needed to resume, the same on every rank. All ranks must call it."""
-        return {
-            **self.describe,
+        """Return the tensors and primitives needed to resume. All ranks must call it; that of the first is to be saved."""
+        groups = self.updater.parameters
+        state = {
             "method": self.method.state_dict(),
             "averages": {name: average.state_dict() for name, average in self.averages.items()},
-            "optimizers": {name: plain_state(optimizer) for name, optimizer in self.optimizers.items()},
+            "optimizers": {name: plain_state(optimizer, groups[name]) for name, optimizer in self.optimizers.items()},
             "means": self.means.state_dict(),
             "training": vars(self.state).copy(),
         }
+        return {**self.describe, **self._gathered(state)}
+
+    def _gathered(self, state: dict[str, Any]) -> dict[str, Any]:
+        return state if self.sharding is None else self.sharding.gathered(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint. The optimizers' settings come from the config, their state from the checkpoint.
@@ -449,7 +474,8 @@ class Trainer:
             CheckpointError: If it does not fit the model or the optimizers.
         """
         try:
-            self.method.load_state_dict(state["method"])
+            weights = state["method"]
+            self.method.load_state_dict(weights if self.sharding is None else self.sharding.divided(weights, self.method))
             for name, average in self.averages.items():
                 if name in state["averages"]:
                     average.load_state_dict(state["averages"][name])
@@ -457,10 +483,11 @@ class Trainer:
                     log.warning("ema.%s is not in the checkpoint: it starts with the current weights", name)
                     average.restart()
             for name, optimizer in self.optimizers.items():
-                groups = optimizer.state_dict()["param_groups"]
-                optimizer.load_state_dict({"state": state["optimizers"][name]["state"], "param_groups": groups})
+                parameters = self.updater.parameters[name]
+                restore_state(optimizer, parameters, state["optimizers"][name]["state"], self.sharding)
                 require_fitting_state(optimizer)
-                lay_out_as_parameters(optimizer)
+                if self.sharding is None:
+                    lay_out_as_parameters(optimizer)
             self.means.load_state_dict(state["means"], self.device)
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:  # a checkpoint can hold anything
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()

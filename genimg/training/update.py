@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from genimg.training.replay import Replay
 from genimg.types import Batch, LossFunction, Metrics, Microbatches
 from genimg.utils.distributed import least_over_ranks, rank, world_size
 from genimg.utils.rng import Stream, random_state, seed_generators, seed_of, set_random_state
+
+if TYPE_CHECKING:
+    from genimg.training.sharding import Sharding  # imports PyTorch's distributed tensors, which takes long
 
 
 class NonFiniteError(Exception):
@@ -104,6 +108,7 @@ class Updater:
         rng: Random streams of the microbatches; None uses the caller's random state.
         networks: Networks of all groups. Their buffers change once per step, although ``forward`` of several microbatches is
             computed twice.
+        sharding: How parameters are divided among ranks; None if each rank has all of them.
     """
 
     def __init__(
@@ -115,6 +120,7 @@ class Updater:
         max_grad_norm: float | None,
         rng: StepRNG | None = None,
         networks: Sequence[nn.Module] = (),
+        sharding: Sharding | None = None,
     ) -> None:
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(f"max_grad_norm={max_grad_norm} must be above 0, or null for no clipping")
@@ -124,7 +130,8 @@ class Updater:
         self._autocast = precision.autocast
         self._num_ranks = world_size()
         several = self._num_ranks > 1
-        self._sums = {group: GradientSum(tensors) for group, tensors in parameters.items()} if several else {}
+        self._sharding = sharding
+        self._sums = {group: GradientSum(self._undivided(tensors)) for group, tensors in parameters.items()} if several else {}
         self._statistics = BatchStatistics(networks) if several else None
         self.max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
         self.rng = rng
@@ -222,9 +229,13 @@ class Updater:
 
     def _check_and_clip(self, group: str, loss: Tensor) -> Tensor:
         parameters = self.parameters[group]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients) if self._sharding is None else self._sharding.norm(gradients)
         if self.max_grad_norm < math.inf:
-            nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+            if self._sharding is None:
+                nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+            else:
+                self._sharding.clip(gradients, self.max_grad_norm, norm)
         flag = self._first_bad[group]
         bad = ~torch.isfinite(norm + loss) & (flag < 0)
         if isinstance(self.step, Tensor):
@@ -235,6 +246,9 @@ class Updater:
 
     def _of_microbatch(self, number: int) -> AbstractContextManager[None]:
         return nullcontext() if self.rng is None else self.rng.of_microbatch(number)
+
+    def _undivided(self, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+        return parameters if self._sharding is None else [p for p in parameters if not self._sharding.is_divided(p)]
 
     def _networks_of(self, group: str) -> list[nn.Module]:
         own = {id(parameter) for parameter in self.parameters[group]}

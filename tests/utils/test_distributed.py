@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from errors import raises
+from test_resume import tensors
 from torch import nn
 
 from genimg.data.datasets.builtin import ArrayDataset
@@ -38,7 +39,12 @@ from genimg.methods.base import Method
 from genimg.methods.options import NoOptions
 from genimg.training import gradient_sum
 from genimg.training.batch_statistics import BatchStatistics
+from genimg.training.device import Precision
+from genimg.training.ema import Exponential, WeightAverage
 from genimg.training.gradient_sum import GradientSum
+from genimg.training.optimizers import plain_state
+from genimg.training.sharding import Sharding
+from genimg.training.update import Updater, split
 from genimg.utils import distributed
 from genimg.utils.distributed import (
     AnotherProcessError,
@@ -270,6 +276,89 @@ def averaged_statistics():
     return [*found, [norm.running_mean, norm.running_var]]
 
 
+class Blocks(nn.Module):
+    """A network with a scalar, which is not divided, and a bias with fewer numbers than there are ranks."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(6, 6, dtype=torch.float64) for _ in range(2))
+        self.last = nn.Linear(6, 1, dtype=torch.float64)
+        self.gain = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + block(x).tanh()
+        return self.gain * self.last(x)
+
+
+class Sharded(Method):
+    inference_networks = ("network",)
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = Blocks()
+
+    def parameter_groups(self):
+        return {"network": list(self.network.parameters())}
+
+    def shardable_networks(self):
+        return ("network",)
+
+    def step(self, batch, progress, update):
+        return update("network", self.loss, batch)
+
+    def loss(self, batch):
+        return self.network(batch["x"]).square().mean(), {}
+
+    def check(self, batch):
+        pass
+
+    def preview(self, batch, drawn):
+        return {}
+
+
+def trained(sharding_of, batches):
+    """Weights, an average of them and the gradient norms of a training with clipped gradients."""
+    method = Sharded()
+    sharding = sharding_of(method)
+    average = WeightAverage(method, Exponential(half_life=10, ramp_up=None), sharding)
+    groups = method.parameter_groups()
+    optimizer = torch.optim.AdamW(groups["network"] if sharding is None else sharding.optimizer_groups(groups["network"]), 0.1)
+    update = Updater(groups, {"network": optimizer}, precision=Precision("fp32", CPU), max_grad_norm=0.05,
+                     networks=[method.network], sharding=sharding)  # fmt: skip
+    norms = []
+    for step, batch in enumerate(batches):
+        update.begin(step)
+        norms.append(method.step(batch, None, update)["grad_norm/network"].item())
+        average.update(0.5)
+    state = {"method": method.state_dict(), "average": average.state_dict(),
+             "optimizer": plain_state(optimizer, groups["network"])["state"]}  # fmt: skip
+    return method, sharding, average, state, norms
+
+
+def training_with_divided_weights():
+    """Three steps of two microbatches, by all ranks with a part of the weights, and by each alone with all of them."""
+    x = torch.randn(3, 12 * world_size(), 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    own = [split({"x": each}, 2) for each in x.unflatten(1, (world_size(), 12))[:, rank()]]
+    method, sharding, average, state, norms = trained(lambda method: Sharding(method, CPU), own)
+    part = sum(sharding.local(each).numel() for each in method.parameters())
+    with distributed.alone():
+        whole, _, alone_average, alone_state, alone_norms = trained(lambda method: None, [split({"x": each}, 2) for each in x])
+    sampled = [sharding.sampler(each).network(x[0]) for each in (method, average.method)]
+    expected = [each.network(x[0]).detach() for each in (whole, alone_average.method)]
+    restored = Sharded()
+    again = Sharding(restored, CPU)
+    restored.load_state_dict(again.divided(alone_state["method"], restored))
+    return {
+        "norms": (norms, alone_norms),
+        "sampled": (sampled, expected),
+        "part": part,
+        "state": (sharding.gathered(state) if rank() == 0 else sharding.gathered(state) and None, alone_state),
+        "restored": (again.gathered(restored.state_dict()) if rank() == 0 else again.gathered(restored.state_dict()) and None),
+    }
+
+
 def failure_of_the_second():
     try:
         with raise_on_any_rank():
@@ -331,6 +420,7 @@ def what_this_process_sees(folder):
         "all but one agree": on_every_rank(rank() != 1),
         "votes": votes(),
         "summed gradients": summed_gradients(),
+        "divided weights": training_with_divided_weights(),
         "averaged statistics": averaged_statistics(),
         "files of the first": files_when_entering(folder),
         "failure of the second": failure_of_the_second(),
@@ -509,6 +599,24 @@ def test_a_message_is_sent_before_the_backward_pass_has_ended(ranks):
     for seen in ranks:
         first, *_ = seen["summed gradients"]["begun"]
         assert first == (24, 6)
+
+
+def test_divided_weights_train_sample_and_are_saved_as_whole_ones(ranks):
+    numbers = sum(each.numel() for each in Sharded().parameters())
+    for number, seen in enumerate(ranks):
+        found = seen["divided weights"]
+        assert found["norms"][0] == pytest.approx(found["norms"][1], rel=1e-12)
+        assert min(found["norms"][1]) > 0.05  # clipped
+        for sampled, expected in zip(*found["sampled"], strict=True):
+            torch.testing.assert_close(sampled, expected, rtol=1e-9, atol=1e-12)
+        assert found["part"] <= 1.25 * numbers / len(ranks)
+        if number == 0:
+            saved, expected = map(tensors, found["state"])
+            assert saved.keys() == expected.keys()
+            for name, tensor in expected.items():
+                torch.testing.assert_close(saved[name], tensor, rtol=1e-9, atol=1e-12, msg=name)
+            for name, tensor in tensors(found["state"][1]["method"]).items():
+                assert torch.equal(tensors(found["restored"])[name], tensor)
 
 
 def test_statistics_of_batch_norm_are_averaged_also_where_a_forward_pass_follows(ranks):

@@ -30,6 +30,12 @@ class Train:
 
     device: str = option("Device to train on", "auto", type=_DEVICE, heading="Training")
     precision: str = option("Precision; auto is bf16 if the processor has instructions for it", "auto", one_of=_PRECISIONS)
+    distributed: str = option(
+        "With several processes (torchrun): replicated gives each all weights; fsdp divides weights, averages and optimizer "
+        "states among them, for models that do not fit into one GPU's memory",
+        "replicated",
+        one_of=("replicated", "fsdp"),
+    )
     seed: int = seed_option("Seed of the initial weights and of all random choices")
     penalty: dict[str, Any] = option("Penalties, chosen by a list such as penalty=[r1,lecam]", {})
     ema: dict[str, Any] = option("Averages of the weights, chosen by a list such as ema=[exponential,power]; [] for none", {})
