@@ -75,6 +75,7 @@ def assemble(
     *,
     named: Named | None = None,
     decided: Decisions | None = None,
+    images_per_second: float | None = None,
     may_replace_evaluation: bool = False,
     dataset: ImageDataset | None = None,
     weights: Mapping[str, Tensor] | None = None,
@@ -89,6 +90,7 @@ def assemble(
         device_name: Name of this process's device.
         named: See ``Builder``; None for a config that does not come from a checkpoint.
         decided: Resolved ``auto`` settings of the run that is resumed.
+        images_per_second: Images that a second of a duration stands for; None if ``trainer.duration`` is not a time.
         may_replace_evaluation: Whether to use another evaluation, or none, if the weights of the given one are unavailable.
         dataset: Images to train on; None builds the config's dataset.
         weights, trained: See ``build_method``. Only the first rank needs ``trained``.
@@ -100,7 +102,7 @@ def assemble(
         AnotherProcessError: If another rank could not build its components.
     """
     with raise_on_any_rank():
-        builder, trainer_config, method_class = _checked(config, named, decided)
+        builder, trainer_config, method_class = _checked(config, named, decided, images_per_second)
         augment, logger = (builder.build_group(config, key) for key in ("augment", "logger"))
         device, precision, performance = _placement(config, device_name, decided, builder, trainer_config["accumulation"])
         is_sharded = _is_sharded(config, method_class)
@@ -156,7 +158,7 @@ def assemble(
         data = build_loader(config, dataset, device, keys=(*method.batch_keys, *welcome), augment=augment, task=task)
     components = TrainingComponents(
         device, precision, performance, settings, dataset, data, method, optimizers, make_optimizers, schedules, evaluator,
-        profiles, config["seed"], sharding,
+        profiles, config["seed"], images_per_second, sharding,
     )  # fmt: skip
     return Assembly(config, builder, facts, components, logger)
 
@@ -353,7 +355,9 @@ def build_schedules(config: Mapping[str, Any], specs: Mapping[str, OptimizerSpec
     )
 
 
-def _checked(config: Config, named: Named | None, decided: Decisions | None) -> tuple[Builder, dict[str, Any], type[Method]]:
+def _checked(
+    config: Config, named: Named | None, decided: Decisions | None, images_per_second: float | None
+) -> tuple[Builder, dict[str, Any], type[Method]]:
     """Return what needs no data: a builder in which an epoch is one image, the ``trainer`` group, and the model's class."""
     check_top_level(config)
     if type(config["seed"]) is not int or config["seed"] < 0:
@@ -372,7 +376,14 @@ def _checked(config: Config, named: Named | None, decided: Decisions | None) -> 
         trainer["accumulation"] = decided.accumulation if decided else 1
     allowed = (*ALLOWED, *map(str, config["allow"]))
     origins = origins_of(config.raw)
-    builder = Builder(allowed, epoch_size=1, batch_size=trainer["batch_size"], named=named, origins=origins)
+    builder = Builder(
+        allowed,
+        epoch_size=1,
+        batch_size=trainer["batch_size"],
+        images_per_second=images_per_second,
+        named=named,
+        origins=origins,
+    )
     method_class = check_pairing(config, builder)
     builder.settings(TrainerSettings, trainer, "trainer")  # only to validate: durations in epochs are not known yet
     return builder, trainer, method_class

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import logging
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from genimg.api.assemble import describe_parts
+from genimg.api.estimates import decode_sample, evaluation_seconds, seconds_per_step
 from genimg.data.datasets.builtin import ArrayDataset
 from genimg.data.loader import ImageLoader
-from genimg.data.subsets import subset_of
 from genimg.errors import ConfigError
 from genimg.evaluation.evaluator import Evaluator
-from genimg.evaluation.extractors.base import Extractor
-from genimg.evaluation.feature_extraction import full_float32
 from genimg.methods.capabilities import Generates
 from genimg.methods.sampling_options import has_steps
 from genimg.training.components import TrainingComponents
@@ -58,10 +53,10 @@ def rehearse(parts: TrainingComponents, config: Mapping[str, Any]) -> None:
     data = parts.data
     describe_parts(parts, config)
     _count_classes(parts)
-    sample, rate = _decode_sample(parts)
+    sample, rate = decode_sample(parts)
     with tempfile.TemporaryDirectory() as folder:
         trainer = parts.trainer(folder=Path(folder), make_logger=lambda *_: SilentLogger(), describe={}, data=sample)
-        step = _time_steps(trainer)
+        step = seconds_per_step(trainer)
         _report_memory(parts, trainer)
     if data.storage != "workers":
         where = "on the device" if data.storage == "device" else "in host memory"
@@ -90,49 +85,6 @@ def _count_classes(parts: TrainingComponents) -> None:
     log.info("classes: %d, %s%s", len(counts), shown, ", ..." if len(counts) > 10 else "")
     if counts.min() == 0 or counts.max() > 10 * counts.min():
         log.warning("the largest class has %d images and the smallest %d", counts.max(), counts.min())
-
-
-class _Sample(ArrayDataset):
-    """Images held in memory with their latents or noise, ``packed``, if there is a ``latent_key``."""
-
-    packed: NDArray[np.float16]
-
-    def latents(self, indices: NDArray[np.int64]) -> NDArray[np.float16]:
-        return self.packed[indices]
-
-
-def _decode_sample(parts: TrainingComponents) -> tuple[ImageLoader, float]:
-    """Return a loader of randomly chosen images, and the number of images that one process decodes per second."""
-    source, data = parts.source, parts.data
-    count = min(len(source), max(_SAMPLE, parts.settings.batch_size))
-    chosen = subset_of(source, count)
-    start = time.perf_counter()
-    images = data.images(chosen).cpu().numpy()
-    rate = count / (time.perf_counter() - start) / max(1, data.num_workers)
-    log.info("data check: %d images read, %.0f images/s for each of %d workers", count, rate, max(1, data.num_workers))
-    labels = None if source.labels is None else source.labels[chosen]
-    captions = source.captions(chosen) if "caption" in data.keys else None
-    sample = _Sample(source.name, images, labels, source.class_names, captions)
-    if source.latent_key in data.keys:
-        sample.latent_key, sample.packed = source.latent_key, source.latents(chosen)
-    sample.validation = source.validation
-    return ImageLoader(sample, storage="device", num_workers=0, horizontal_flip=data.horizontal_flip, max_corrupt=0,
-                device=parts.device, keys=data.keys, augment=data.augment, task=data.task), rate  # fmt: skip
-
-
-def _time_steps(trainer: Trainer) -> float:
-    """Return the mean time of a step in seconds, after two warm-up steps; a mean, because some steps do more work."""
-    steps = trainer.steps()
-    times: list[float] = []
-    start = time.perf_counter()
-    while len(times) < 5 or (time.perf_counter() - start < _SECONDS and len(times) < 50):
-        before = time.perf_counter()
-        next(steps)
-        if trainer.device.type != "cpu":
-            torch.accelerator.synchronize(trainer.device)
-        times.append(time.perf_counter() - before)
-    trainer.updater.raise_if_not_finite()
-    return statistics.mean(times[2:])
 
 
 def _report_memory(parts: TrainingComponents, trainer: Trainer) -> None:
@@ -179,7 +131,7 @@ def _report_evaluation(parts: TrainingComponents, trainer: Trainer, sample: Imag
         log.info("%d evaluation%s, about %s for 100 images", number, "s" * (number != 1), time_in_words(100 * seconds))
         return
     assert isinstance(method, Generates)
-    generating, extracting = _evaluation_seconds(evaluator, method, parts.device)
+    generating, extracting = evaluation_seconds(evaluator, method, parts.device)
     each = (generating + extracting) * evaluator.num_images
     final = parts.evaluator.final_num_images or 0
     whole = number * each + (generating + extracting) * final
@@ -202,43 +154,3 @@ def _report_evaluation(parts: TrainingComponents, trainer: Trainer, sample: Imag
         keys = ["evaluation.num_images", *(["evaluation.sampling.steps"] if has_steps(options) else [])]
         log.warning("evaluations take about %.0f %% of the run: set a larger evaluation.interval, or a smaller %s%s",
                     100 * share, " or ".join(keys), ", or evaluation.final_num_images=null" if final else "")  # fmt: skip
-
-
-def _evaluation_seconds(evaluator: Evaluator, method: Generates, device: torch.device) -> tuple[float, float]:
-    """Return the seconds to generate an image with the evaluation's options, and to extract its features."""
-    with full_float32():
-        extractors = [extractor.to(device) for extractor in evaluator.extractors]
-        made = evaluator.generated(method, device, ())
-        most = min(evaluator.batch_size, evaluator.num_images)
-        generating = _seconds_per_image(lambda count: made.images(np.arange(count))[0], most)
-        images = made.images(np.arange(min(_FEWEST, evaluator.num_images)))[0]
-
-        def features(count: int, extractor: Extractor) -> torch.Tensor:
-            return extractor(images[torch.arange(count, device=images.device) % len(images)])[0]
-
-        extracting = sum(_seconds_per_image(partial(features, extractor=each), most) for each in extractors)
-    return generating, extracting
-
-
-def _seconds_per_image(compute: Callable[[int], torch.Tensor], most: int) -> float:
-    """Return the time per image, measured on a batch that is large enough for a useful measurement.
-
-    Args:
-        compute: Function that processes a given number of images.
-        most: Largest number of images in a batch.
-    """
-    count = min(_FEWEST, most)
-    seconds = _seconds(compute, count)
-    if seconds >= _SLOW:
-        return seconds / count
-    seconds = _seconds(compute, count)  # the first call may allocate memory and choose algorithms
-    while seconds < _ENOUGH and count < most:
-        count = min(4 * count, most)
-        seconds = _seconds(compute, count)
-    return seconds / count
-
-
-def _seconds(compute: Callable[[int], torch.Tensor], count: int) -> float:
-    before = time.perf_counter()
-    compute(count).cpu()  # waits for the device
-    return time.perf_counter() - before

@@ -21,7 +21,7 @@ from genimg.training.device import describe_hardware
 from genimg.training.evaluation_schedule import ScheduledEvaluator
 from genimg.training.logger import write_hyperparameters
 from genimg.training.state import TrainingState
-from genimg.training.trainer import StopRequestedError, Trainer, WorseningError
+from genimg.training.trainer import StopRequestedError, TimeIsOverError, Trainer, WorseningError
 from genimg.training.update import NonFiniteError
 from genimg.utils.distributed import rank, world_size
 from genimg.utils.durations import time_in_words
@@ -49,7 +49,7 @@ class Run:
 
     Attributes:
         directory: Directory of the run: config.yaml, checkpoints/, samples/, metrics.jsonl, summary.json, report.html.
-        status: ``completed``; ``stopped`` by a signal, with a checkpoint to continue from; or ``dry_run``.
+        status: ``completed``; ``stopped`` by a signal or a time limit, with a checkpoint to continue from; or ``dry_run``.
         summary: Content of summary.json: images seen, metrics of the last and the best evaluation, speed, versions.
         best: Best value of the evaluator's first metric; None without evaluation.
         signal: Number of the signal that stopped the training, if any.
@@ -122,6 +122,14 @@ class Training:
             stopped_by = trainer.stop_signal or signal.SIGINT  # none if another process received the signal
             log.warning("stopped at %d images; the checkpoint is written", state.images)
             log.warning("to continue: %s %s", _command(), argument("resume", relative(run_dir)))
+        except TimeIsOverError:
+            summary["status"] = "stopped"
+            log.warning(
+                "the time of trainer.duration=%s is over after %d of %d images, because the machine has become slower than "
+                "measured at the start; the checkpoint is written",
+                self.config["trainer"]["duration"], state.images, trainer.settings.duration,
+            )  # fmt: skip
+            log.warning("to train the rest: %s %s", _command(), argument("resume", relative(run_dir)))
         except KeyboardInterrupt:
             summary["status"] = "interrupted"
             log.warning("interrupted at %d images; the last checkpoint, if any, is in %s", state.images, trainer.folder.path)
@@ -138,7 +146,7 @@ class Training:
         name = trainer.evaluator.primary if trainer.evaluator else None
         best = state.best[name] if name and state.best else None
         self.run = Run(run_dir, summary["status"], summary, best, stopped_by, self.config["allow"])
-        if stopped_by is not None:
+        if summary["status"] == "stopped":
             return
         if images_before >= trainer.settings.duration:
             _say_that_it_is_complete(state, self.config["trainer"]["duration"], trainer.evaluator, run_dir)

@@ -23,6 +23,7 @@ from genimg.api.debugging import shortened
 from genimg.api.dry_run import rehearse
 from genimg.api.initial_weights import InitialWeights, warn_without_initial_weights
 from genimg.api.run import DivergedError, Run, Training
+from genimg.api.time_budget import PROVISIONAL_RATE, images_per_second
 from genimg.api.trained_networks import with_trained_networks
 from genimg.api.usual import (
     chooses_extractor,
@@ -50,6 +51,7 @@ from genimg.training.trainer import Trainer
 from genimg.training.update import NonFiniteError
 from genimg.utils import run_log
 from genimg.utils.distributed import broadcast_object, raise_on_any_rank, rank, world_size
+from genimg.utils.durations import to_seconds
 from genimg.utils.files import InUseError, alone_in, atomically, new_directory, remove_leftovers
 from genimg.utils.paths import RUN_FILES, directory_to_continue_in, expanded, relative, run_directory_of
 from genimg.utils.regular_files import require_plain
@@ -219,7 +221,11 @@ def prepare(
             return SilentLogger()
         return Logger(run_dir, step=step, evaluated=evaluated, recorder=recorder)
 
-    trainer = parts.trainer(folder=run_dir / "checkpoints", make_logger=make_logger, describe={**facts, **config.record()})
+    seconds = to_seconds(config["trainer"]["duration"])
+    trainer = parts.trainer(
+        folder=run_dir / "checkpoints", make_logger=make_logger, describe={**facts, **config.record()},
+        time_limit=None if seconds is None else float(seconds),
+    )  # fmt: skip
     if saved is not None:
         _restore(trainer, saved, config)
     with raise_on_any_rank():
@@ -288,11 +294,10 @@ def _built(
     # The evaluation of a named checkpoint was chosen when that run was started.
     named_checkpoint = resume.names_a_checkpoint(composed)
     replaceable = not (was_measured_with_it or named_checkpoint or chooses_extractor(composition))
-    assembly = assemble(
-        config,
-        device_name if world_size() > 1 else config["device"],
+    build = partial(
+        assemble,
+        device_name=device_name if world_size() > 1 else config["device"],
         named=start.named,
-        decided=start.decided,
         may_replace_evaluation=replaceable,
         dataset=None if dataset is None else _own_dataset(dataset, config),
         weights=None if saved is None else saved.state["method"],
@@ -300,17 +305,22 @@ def _built(
         check_classes=None if saved is None else partial(resume.check_classes, saved.state, force=bool(config["resume_force"])),
         initialise=None if initial is None else initial.load_into,
     )
+    searches = saved is None and config["trainer"]["accumulation"] == "auto"
+    resolve = partial(resolve_auto, may_compile=not config["dry_run"])
+    decided, rate = start.decided, None if start.decided is None else start.decided.images_per_second
+    if to_seconds(config["trainer"]["duration"]) is not None and rate is None:
+        trial = build(config, decided=decided, images_per_second=PROVISIONAL_RATE)
+        config, parts = trial.config, resolve(trial.components, accumulation=searches)
+        rate, decided, searches = images_per_second(parts, config), parts.decisions, False
+        del trial, parts  # their memory is needed
+    assembly = build(config, decided=decided, images_per_second=rate)
     if saved is None and rank() == 0:
         warn_of_conditioning_without_effect(composition, assembly.components.method)
         if initial is None:
             warn_without_initial_weights(assembly.components.method, composition.choices.get("model"))
         else:
             initial.warn_of_another_kind(config["model"])
-    parts = resolve_auto(
-        assembly.components,
-        accumulation=saved is None and config["trainer"]["accumulation"] == "auto",
-        may_compile=not config["dry_run"],
-    )
+    parts = resolve(assembly.components, accumulation=searches)
     return composition, start, assembly, parts, dict(initial.record) if initial else {}
 
 

@@ -233,7 +233,7 @@ def check_facts(saved: Node, facts: Node, *, force: bool) -> None:
             then = Decisions.restored(saved[name]).record() if name == "decisions" else saved[name]
             for key, now in _entries(name, facts[name]).items():
                 before = _entries(name, then).get(key, "not recorded")
-                if now != before:
+                if now != before and before is not None:  # None: durations in time were first used for the rest of the run
                     log.warning(
                         "%s is %s, but was %s: the run continues, but not bit for bit",
                         key.removeprefix("decisions."),
@@ -337,8 +337,7 @@ def _why_impossible(state: Node, changes: dict[str, str], config: Node, named: i
     if any(key.startswith("model.autoencoder.") for key in changes):
         return "the autoencoder is part of the checkpoint, and the latents of another one would differ"
     allowed = (*instantiate.ALLOWED, *map(str, config["allow"] or ()))
-    batch_size = config["trainer"]["batch_size"]
-    builder = instantiate.Builder(allowed, epoch_size=state["num_images"], batch_size=batch_size, named=named)
+    builder = instantiate.Builder(allowed, named=named, **instantiate.durations_of(state, config))
     try:
         facts = DataFacts.restored(state["facts"])
         changed = {name: config["data"][name] for name in ("image_size", "channels") if f"data.{name}" in changes}

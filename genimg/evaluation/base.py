@@ -23,6 +23,9 @@ class ModelEvaluator(ABC):
     least_num_images: ClassVar[int] = 1
     """Minimum number of images per evaluation, regardless of the metrics."""
 
+    num_images: int
+    """Maximum number of images per evaluation."""
+
     @abstractmethod
     def check(self, method: Method, source: ImageDataset | None = None) -> None:
         """Check before training on ``source`` that the model can be evaluated, and warn about unreliable values.

@@ -38,6 +38,7 @@ class TrainingComponents:
         make_optimizers: Factory of fresh optimizers, for trial steps.
         profiles: Averages of the weights to keep, by name.
         seed: Seed of all randomness.
+        images_per_second: Images that a second of a duration stands for; None if durations are not in time.
         sharding: How the method's networks are divided among processes; None if they are not.
     """
 
@@ -54,13 +55,18 @@ class TrainingComponents:
     evaluator: ScheduledEvaluator | None
     profiles: Mapping[str, Profile]
     seed: int
+    images_per_second: float | None
     sharding: Sharding | None
 
     @property
     def decisions(self) -> Decisions:
         """The resolved values of ``auto`` settings."""
         return Decisions(
-            self.precision.name, self.settings.accumulation, self.performance.compile, self.performance.graph is True
+            self.precision.name,
+            self.settings.accumulation,
+            self.performance.compile,
+            self.performance.graph is True,
+            self.images_per_second,
         )
 
     def trainer(
@@ -70,13 +76,14 @@ class TrainingComponents:
         make_logger: Callable[[int, bool], Logger],
         describe: Mapping[str, Any],
         data: ImageLoader | None = None,
+        time_limit: float | None = None,
     ) -> Trainer:
         """Return the trainer of these components.
 
         Args:
             data: Loader of some of the training images; None uses all of them.
             folder: Directory for checkpoints.
-            make_logger, describe: See Trainer.
+            make_logger, describe, time_limit: See Trainer.
         """
         return Trainer(
             self.settings,
@@ -93,4 +100,5 @@ class TrainingComponents:
             describe=describe,
             profiles=self.profiles,
             sharding=self.sharding,
+            time_limit=time_limit,
         )

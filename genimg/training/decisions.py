@@ -17,12 +17,14 @@ class Decisions:
         accumulation: Number of microbatches per batch; batch norm sees microbatches.
         compile: Mode of torch.compile, or False.
         graph: Whether steps run as CUDA graphs.
+        images_per_second: Images that a second of a duration stands for, if ``trainer.duration`` is a time; else None.
     """
 
     precision: str
     accumulation: int
     compile: str | bool
     graph: bool = False
+    images_per_second: float | None = None
 
     @classmethod
     def restored(cls, saved: Any) -> Decisions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import signal
 import threading
 import time
@@ -56,6 +57,10 @@ class StopRequestedError(Exception):
     """A signal requested a stop (``terminal.stop_signals``); a checkpoint has been written."""
 
 
+class TimeIsOverError(Exception):
+    """The time limit was reached; a checkpoint has been written."""
+
+
 class WorseningError(Exception):
     """A stopping rule of the evaluation ended training; a checkpoint has been written."""
 
@@ -78,6 +83,7 @@ class Trainer:
         describe: Further contents of a checkpoint (config, versions).
         profiles: Averages of the weights to keep, by name.
         sharding: How the method's networks are divided among processes; None if each process has them whole.
+        time_limit: Seconds after which ``fit`` stops, also if the duration is not reached; None for no limit.
     """
 
     def __init__(
@@ -97,6 +103,7 @@ class Trainer:
         describe: Mapping[str, Any],
         profiles: Mapping[str, Profile] = MappingProxyType({}),
         sharding: Sharding | None = None,
+        time_limit: float | None = None,
     ) -> None:
         self.settings = settings
         self.method = method
@@ -128,7 +135,9 @@ class Trainer:
         self._background = Background()
         self.means = MeanMetrics()
         self._is_first_rank = rank() == 0
-        self._vote = Vote(2) if world_size() > 1 else None  # whether to stop, and whether to save
+        self.time_limit = math.inf if time_limit is None else time_limit
+        self._time_is_over = False  # set when all ranks know it
+        self._vote = Vote(3) if world_size() > 1 else None  # on whether to stop, whether the time is over, whether to save
         self._is_contiguous = performance.memory_format == torch.contiguous_format
         self._time_to_save = False  # set when all ranks know that the first rank's clock is due
         self._clocks = Clocks(checkpoint_minutes=settings.checkpoint_minutes, preview_seconds=settings.preview_seconds)
@@ -138,6 +147,7 @@ class Trainer:
         self._stop_requested_at = 0.0  # by time.monotonic()
         self._last_saved = -1
         self._interval_start = (time.monotonic(), 0)
+        self._ends_at = math.inf
         self._waited = 0.0  # seconds waited for batches since the interval's start
 
     @property
@@ -154,6 +164,7 @@ class Trainer:
         Raises:
             NonFiniteError: If training diverges; no checkpoint holds the broken weights.
             StopRequestedError: After one of ``terminal.stop_signals``; a checkpoint has been written.
+            TimeIsOverError: After the time limit; a checkpoint has been written.
             WorseningError: If a stopping rule of the evaluation ends training; a checkpoint has been written.
         """
         if self.state.images < self.settings.duration:
@@ -166,6 +177,7 @@ class Trainer:
         self._interval_start = (time.monotonic(), self.state.images)
         self._clocks.saved()
         self._clocks.shown(self.state.seconds)
+        self._ends_at = time.monotonic() + self.time_limit
         is_main = threading.current_thread() is threading.main_thread()  # other threads cannot handle signals
         previous = {s: signal.signal(s, self._request_stop) for s in stop_signals()} if is_main else {}
         try:
@@ -266,11 +278,14 @@ class Trainer:
         self.state.images += progress.batch_size
 
     def _agree(self) -> None:
-        """Agree whether to stop, and whether to save because the first rank's clock is due."""
-        stop, save = self.stop_signal is not None, self._is_first_rank and time.monotonic() >= self._clocks.save_at
+        """Agree whether to stop, and whether the time is over or a checkpoint is due by the first rank's clock."""
+        now = time.monotonic() if self._is_first_rank else -math.inf
+        stop, over, save = self.stop_signal is not None, now >= self._ends_at, now >= self._clocks.save_at
         if save:
             self._clocks.saved()
-        self._stopping, self._time_to_save = (stop, save) if self._vote is None else self._vote.cast(stop, save)
+        self._stopping, self._time_is_over, self._time_to_save = (
+            (stop, over, save) if self._vote is None else self._vote.cast(stop, over, save)
+        )
 
     def _maintain(self, logger: Logger, bar: ProgressBar) -> None:
         """Do everything that happens between steps, in a fixed order, so that a resumed run does the same."""
@@ -282,13 +297,17 @@ class Trainer:
         if self._due(settings.preview_interval) or done or images == 0 or timed:
             self._show(logger)
         self._save_snapshots()
-        if (self._due(settings.checkpoint_interval) or done or self._stopping) and images != self._last_saved:
+        ends = self._stopping or self._time_is_over
+        if (self._due(settings.checkpoint_interval) or done or ends) and images != self._last_saved:
             self._save(best=False)
         elif self._time_to_save and images != self._last_saved:
             self._save(best=False, timed=True)
         if self._stopping and not done:
             self._wait_for_files()
             raise StopRequestedError
+        if self._time_is_over and not done:
+            self._wait_for_files()
+            raise TimeIsOverError
         if self.evaluator:
             try:
                 if (self._due(self.evaluator.interval) or done) and self.state.evaluated_at != images:

@@ -1,4 +1,4 @@
-"""Durations written as text, such as ``25 epochs``, ``100k steps`` or ``5M images``."""
+"""Durations written as text, such as ``25 epochs``, ``100k steps``, ``5M images`` or ``8 hours``."""
 
 from __future__ import annotations
 
@@ -15,25 +15,44 @@ in a config for a constructor parameter of this type."""
 
 
 _PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([kKM]?)\s*(epoch|step|image)s?\s*")
+_TIME_PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(second|minute|hour)s?\s*")
+_SECONDS = {"second": 1, "minute": 60, "hour": 3600}
 _FACTOR = {"": 1, "k": 1_000, "K": 1_000, "M": 1_000_000}
 
 
-def to_images(text: object, *, epoch_size: int, batch_size: int, key: str) -> NumImages:
+def to_seconds(text: object) -> Fraction | None:
+    """Convert a written time such as ``8 hours`` to seconds; return None for anything else."""
+    match = _TIME_PATTERN.fullmatch(text) if isinstance(text, str) else None
+    return None if match is None else Fraction(match[1]) * _SECONDS[match[2]]
+
+
+def to_images(text: object, *, epoch_size: int, batch_size: int, key: str, images_per_second: float | None = None) -> NumImages:
     """Convert a written duration to images, rounded up to whole steps.
 
     Args:
-        text: Number, optionally with ``k`` or ``M``, and a unit: epochs, steps or images.
+        text: Number and unit: epochs, steps or images, optionally with ``k`` or ``M``; or seconds, minutes or hours.
         epoch_size: Number of images in the training data.
         batch_size: Number of images per step.
         key: Config key, for the error message.
+        images_per_second: Images that a second stands for; None if it stands for no number.
 
     Raises:
-        ConfigError: If ``text`` is not a duration.
+        ConfigError: If ``text`` is not a duration, or a time that stands for no number of images.
     """
+    seconds = to_seconds(text)
+    if seconds is not None:
+        if images_per_second is None:
+            raise ConfigError(
+                f"{key}={text} is a time, which only trainer.duration, and with it other durations, can be",
+                "give epochs, steps or images, or set trainer.duration to a time, too",
+                key=key,
+            )
+        return NumImages(math.ceil(seconds * Fraction(images_per_second) / batch_size) * batch_size)
     match = _PATTERN.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise ConfigError(
-            f"{key}={text} is not a duration: write a number and a unit, such as '25 epochs', '100k steps' or '5M images'"
+            f"{key}={text} is not a duration: write a number and a unit, such as '25 epochs', '100k steps', '5M images' or "
+            "'8 hours'"
         )
     number, factor, unit = match.groups()
     # Exact arithmetic, because rounding a binary 32.2 times a million would add a step.
