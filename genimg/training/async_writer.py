@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genimg.utils.threads import serial_thread
+
 
 class Background:
     """Runs one job at a time, in order. An exception of a job is raised by the next call."""
@@ -21,7 +23,7 @@ class Background:
     def submit(self, job: Callable[[], object]) -> None:
         """Start ``job`` after the previous one has ended, so at most one job is in memory."""
         self.wait()
-        self._pool = self._pool or _pool_without_openmp()
+        self._pool = self._pool or serial_thread("genimg-writer")
         self._pending = self._pool.submit(job)
 
     def wait(self) -> None:
@@ -47,26 +49,6 @@ class Background:
             if self._pool is not None:
                 self._pool.shutdown()
             self._pool = self._pending = None
-
-
-def _pool_without_openmp() -> ThreadPoolExecutor:
-    """Return a pool of one thread in which PyTorch's operations run serially.
-
-    Otherwise the thread would have OpenMP workers of its own. As long as more of these exist than cores, GNU's OpenMP lets the
-    workers of the training thread sleep after each operation instead of waiting actively. Waking them takes longer than a small
-    operation: on two cores, a step of a small U-Net took 190 instead of 158 ms (docs/performance.md).
-    """
-    pool = ThreadPoolExecutor(1, thread_name_prefix="genimg-writer")
-    if torch.backends.openmp.is_available():
-        before = torch.get_num_threads()
-        pool.submit(_run_serially).result()
-        torch.set_num_threads(before)  # for threads that start later
-    return pool
-
-
-def _run_serially() -> None:
-    torch.set_num_threads(1)
-    torch.get_num_threads()  # PyTorch applies the number to a thread when that first needs it, and not again
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from types import FrameType, MappingProxyType
 from typing import Any
@@ -184,8 +184,7 @@ class Trainer:
         is_main = threading.current_thread() is threading.main_thread()  # other threads cannot handle signals
         previous = {s: signal.signal(s, self._request_stop) for s in stop_signals()} if is_main else {}
         try:
-            with self._step_runner() as run:
-                stream = self._stream()
+            with self._step_runner() as run, contextlib.closing(self._stream()) as stream:
                 self.method.train()
                 while True:
                     self._maintain(logger, bar)
@@ -220,8 +219,7 @@ class Trainer:
 
         If steps run as CUDA graphs, the graphs' stream is the current one until the iterator is closed.
         """
-        with self._step_runner() as run:
-            stream = self._stream()
+        with self._step_runner() as run, contextlib.closing(self._stream()) as stream:
             self.method.train()
             while True:
                 progress = self.progress
@@ -229,7 +227,7 @@ class Trainer:
                 self._end_step(run(batch, progress), progress)
                 yield self.state.images
 
-    def _stream(self) -> Iterator[Batch]:
+    def _stream(self) -> Generator[Batch, None, None]:
         return self.data.batches(
             self.state.images,
             batch_size=self.settings.batch_size,
