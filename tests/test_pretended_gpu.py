@@ -183,6 +183,8 @@ def check(record: dict[str, Any]) -> None:
     assert not record["on_cpu"], command
     waits = {phase: record["waits"].get(phase, {}) for phase in ("later steps", "between steps")}
     assert not any(waits.values()), f"{command}: {waits}"
+    copies = [wait for wait in record["waits"].get("save", {}) if " at training/host_copies.py" in wait]
+    assert not copies, f"{command}: {copies}"
 
 
 def final_state(run: Path, steps: int = STEPS) -> dict[str, Any]:

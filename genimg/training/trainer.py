@@ -23,13 +23,14 @@ from genimg.evaluation.result import Evaluation
 from genimg.methods.base import Method
 from genimg.methods.capabilities import Generates, PreparesSaving, Translates
 from genimg.training import posthoc_ema
-from genimg.training.async_writer import Background, snapshot, unchanged_buffers
+from genimg.training.async_writer import Background, unchanged_buffers
 from genimg.training.batch_statistics import BatchStatistics
 from genimg.training.checkpoint import CheckpointFolder
 from genimg.training.clocks import Clocks
 from genimg.training.device import Precision
 from genimg.training.ema import PowerFunction, Profile, WeightAverage, chosen_weights, label_of
 from genimg.training.evaluation_schedule import ScheduledEvaluator
+from genimg.training.host_copies import snapshot
 from genimg.training.logger import Logger, MeanMetrics, ProgressBar
 from genimg.training.optimizers import plain_state, require_fitting_state
 from genimg.training.performance import Performance, lay_out_as_parameters
@@ -327,9 +328,9 @@ class Trainer:
                 continue
             if self._due(max(self.settings.duration // profile.num_snapshots, self.settings.batch_size)):
                 self.updater.raise_if_not_finite()
-                weights, copied = snapshot(average.state_dict()), average.copied_buffers()
-                taken = posthoc_ema.Snapshot(profile.length, self.state.images, weights, copied)
-                self._background.submit(partial(posthoc_ema.save, taken, posthoc_ema.path_of(folder, name, self.progress.step)))
+                path = posthoc_ema.path_of(folder, name, self.progress.step)
+                write = partial(posthoc_ema.save, path, profile.length, self.state.images, average.copied_buffers())
+                self._background.submit_with_copy(write, average.state_dict())
 
     def _due(self, interval: int) -> bool:
         """Return whether the last step crossed a multiple of ``interval`` images."""
@@ -451,8 +452,8 @@ class Trainer:
             self.method.before_saving()
         state = self.state_dict()
         if rank() == 0:
-            self._background.wait()  # only one copy in memory
-            self._background.submit(partial(self.folder.save, snapshot(state), self.progress.step, best=best, timed=timed))
+            write = partial(self.folder.save, step=self.progress.step, best=best, timed=timed)
+            self._background.submit_with_copy(write, state)
         self._last_saved = self.state.images
         self._clocks.saved()
 

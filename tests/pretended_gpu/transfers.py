@@ -1,16 +1,21 @@
-"""Checks of the threads that copy batches to the GPU. Prints the failures as JSON, by check.
+"""Checks of the code that copies batches to the GPU, and states to the host. Prints the failures as JSON, by check.
 
-The dispatch mode of device.py does not cover these threads: they must only copy, which the preloaded library does itself.
+The dispatch mode of device.py does not cover other threads: they must only copy, which the preloaded library does itself.
 """
 
 from __future__ import annotations
 
 import _thread
 import itertools
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -19,6 +24,8 @@ from torch import Tensor
 from genimg.data.datasets.builtin import ArrayDataset
 from genimg.data.loader import ImageLoader
 from genimg.data.prefetch import prefetch
+from genimg.training.async_writer import Background
+from genimg.training.host_copies import PinnedCopies, snapshot
 from genimg.types import Batch
 from pretended_gpu.checks import fails, pretending, print_failures
 
@@ -87,6 +94,117 @@ def an_abandoned_stream_ends_its_thread() -> None:
     assert not _threads()
 
 
+def copies_equal_snapshots_and_need_no_wait() -> None:
+    """A copy has a snapshot's values, types and strides, and later changes do not reach it."""
+    with pretending() as gpu:
+        state = _state()
+        expected, copies = snapshot(state), PinnedCopies()
+        with gpu.during("copy"):
+            copy, wait = copies.copy(state)
+        for tensor in _tensors(state):
+            tensor.zero_()
+        wait()
+        assert not gpu.waits["copy"]
+    assert copy["names"] == ("a", 3)
+    assert copy["empty"].shape == (0, 4)
+    assert (copy["bf16"].is_pinned(), copy["on_host"].is_pinned()) == (True, False)
+    for one, other in zip(_tensors(copy), _tensors(expected), strict=True):
+        assert torch.equal(one, other)
+        assert (one.dtype, one.stride(), one.device.type) == (other.dtype, other.stride(), "cpu")
+        assert not one.requires_grad
+
+
+def views_and_repeated_rows_are_copied() -> None:
+    """Tensors that are not dense are copied like others, though the GPU has to rearrange them first."""
+    with pretending():
+        whole = torch.arange(12.0, device="cuda").view(3, 4)
+        state = [whole[:, 1:3], whole[0].expand(5, 4), whole.t()]
+        copy, wait = PinnedCopies().copy(state)
+        wait()
+        for one, other in zip(copy, snapshot(state), strict=True):
+            assert torch.equal(one, other)
+            assert one.stride() == other.stride()
+
+
+def the_memory_is_used_again() -> None:
+    """A second copy is in the memory of the first one, and a larger one gets more."""
+    with pretending():
+        copies, weight = PinnedCopies(), torch.ones(1000, device="cuda")
+        first, _ = copies.copy({"weight": weight})
+        second, _ = copies.copy({"weight": weight + 1})
+        assert first["weight"].data_ptr() == second["weight"].data_ptr()
+        large, wait = copies.copy([weight, weight + 2])
+        wait()
+        assert [each.unique().tolist() for each in large] == [[1.0], [3.0]]
+
+
+def a_copy_waits_for_the_job_with_the_last_one() -> None:
+    """Jobs see the values of their submission, though the memory is the same, and begin when the GPU has made the copy."""
+    seen: list[object] = []
+
+    def job(copy: dict[str, Tensor]) -> None:
+        time.sleep(0.05)
+        seen.append(copy["weight"].unique().tolist())
+
+    def synchronize(event: torch.cuda.Event) -> None:
+        seen.append("made")
+
+    with pretending(), mock.patch.object(torch.cuda.Event, "synchronize", synchronize), closing(Background()) as background:
+        weight = torch.zeros(1000, device="cuda")
+        for number in range(3):
+            weight.fill_(number)
+            background.submit_with_copy(job, {"weight": weight})
+        weight.fill_(9)
+    assert seen == ["made", [0.0], "made", [1.0], "made", [2.0]]
+
+
+def a_written_copy_is_as_small_as_a_snapshot_and_safe_to_load() -> None:
+    """A file holds each tensor's own bytes, not those of the memory around them."""
+    with pretending(), tempfile.TemporaryDirectory() as folder:
+        state, files = _state(), [Path(folder, "copy.pt"), Path(folder, "snapshot.pt")]
+        expected = snapshot(state)
+        with closing(Background()) as background:
+            background.submit_with_copy(partial(torch.save, f=files[0]), state)
+        torch.save(expected, files[1])
+        loaded = torch.load(files[0], weights_only=True)
+        assert all(map(torch.equal, _tensors(loaded), _tensors(expected)))
+        assert [one.stride() for one in _tensors(loaded)] == [other.stride() for other in _tensors(expected)]
+        sizes = [file.stat().st_size for file in files]
+        assert abs(sizes[0] - sizes[1]) < 1000, sizes
+
+
+def without_pinned_memory_copies_are_the_same() -> None:
+    """Where no memory can be pinned, other memory is used."""
+    empty = torch.empty
+
+    def refusing(*args: Any, pin_memory: bool = False, **kwargs: Any) -> Tensor:
+        if pin_memory:
+            raise RuntimeError("CUDA error: out of memory")
+        return empty(*args, **kwargs)
+
+    with pretending(), mock.patch.object(torch, "empty", refusing):
+        copy, wait = PinnedCopies().copy(_state())
+        wait()
+        assert not copy["bf16"].is_pinned()
+        assert all(map(torch.equal, _tensors(copy), _tensors(snapshot(_state()))))
+
+
+def _state() -> dict[str, Any]:
+    """Return a state with tensors of several types and memory formats, on the GPU and on the host."""
+    numbers = torch.arange(48.0)
+    return {
+        "weights": [numbers.view(1, 3, 4, 4).cuda().contiguous(memory_format=torch.channels_last)],
+        "bf16": numbers.bfloat16().cuda(), "int": numbers.long().cuda(), "bool": (numbers > 5).cuda(),
+        "empty": torch.zeros(0, 4, device="cuda"), "none": torch.zeros(0, device="cuda", dtype=torch.int64),
+        "number": torch.tensor(2.5, device="cuda"),
+        "transposed": numbers.view(6, 8).cuda().t(), "on_host": torch.arange(3.0), "names": ("a", 3),
+    }  # fmt: skip
+
+
+def _tensors(state: dict[str, Any]) -> list[Tensor]:
+    return [*state["weights"], *(value for value in state.values() if isinstance(value, Tensor))]
+
+
 class _Source:
     """Batches that hold their number, and an error after the last one.
 
@@ -130,6 +248,9 @@ def _threads() -> list[threading.Thread]:
 CHECKS = (
     batches_are_those_of_the_cpu, the_next_batch_is_read_while_one_is_used, an_error_takes_the_place_of_its_batch,
     an_interrupted_wait_ends_the_thread, an_abandoned_stream_ends_its_thread,
+    copies_equal_snapshots_and_need_no_wait, views_and_repeated_rows_are_copied, the_memory_is_used_again,
+    a_copy_waits_for_the_job_with_the_last_one, a_written_copy_is_as_small_as_a_snapshot_and_safe_to_load,
+    without_pinned_memory_copies_are_the_same,
 )  # fmt: skip
 
 if __name__ == "__main__":
