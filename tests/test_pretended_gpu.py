@@ -70,8 +70,9 @@ USES = {
 """Commands that use a trained model, by training."""
 
 
-def test_the_pretended_gpu_computes_and_reports(tmp_path: Path) -> None:
-    failures = json.loads(build.run("checks", tmp_path))
+@pytest.mark.parametrize("checks", ["checks", "transfers"])
+def test_the_pretended_gpu_and_the_copies_to_and_from_it_are_right(checks: str, tmp_path: Path) -> None:
+    failures = json.loads(build.run(checks, tmp_path))
     assert not failures, "\n".join(failures.values())
 
 
@@ -101,10 +102,11 @@ GRAPHS = {
     "sngan": ["model=sngan", *tiny.SIZES["sngan"], "model.generator_interval=2", "penalty=[lecam]",
               "penalty.lecam.start=12images"],
     "stylegan2": ["model=stylegan2_small", *tiny.SIZES["stylegan2_small"], *LAZY],
-    "vae": ["model=vae_small", *tiny.AUTOENCODERS["vae_small"], "loss=beta_vae", "loss.warm_up=16images", "optimizer=rmsprop"],
+    "vae": ["model=vae_small", *tiny.AUTOENCODERS["vae_small"], "loss=beta_vae", "loss.warm_up=16images", "optimizer=rmsprop",
+            "data.storage=workers", "data.num_workers=2"],
     "vq_vae": ["model=vq_vae_small", *tiny.AUTOENCODERS["vq_vae_small"], "model.prior_from=8images"],
     "cyclegan": [*tiny.TRANSLATORS["cyclegan"], "model=cyclegan", "trainer.batch_size=2", "evaluation=none"],
-    "flow": ["precision=bf16", "model=flow_small", *SMALL_DENOISER],
+    "flow": ["precision=bf16", "model=flow_small", *SMALL_DENOISER, "data.storage=host"],
 }  # fmt: skip
 
 
@@ -181,6 +183,8 @@ def check(record: dict[str, Any]) -> None:
     assert not record["on_cpu"], command
     waits = {phase: record["waits"].get(phase, {}) for phase in ("later steps", "between steps")}
     assert not any(waits.values()), f"{command}: {waits}"
+    copies = [wait for wait in record["waits"].get("save", {}) if " at training/host_copies.py" in wait]
+    assert not copies, f"{command}: {copies}"
 
 
 def final_state(run: Path, steps: int = STEPS) -> dict[str, Any]:

@@ -5,8 +5,9 @@ All three give the same batches. Samples stay uint8 until they are on the device
 
 from __future__ import annotations
 
+import contextlib
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -24,6 +25,7 @@ from genimg.data.datasets.builtin import ArrayDataset, ImageDataset
 from genimg.data.datasets.prepared import PreparedDataset
 from genimg.data.datasets.unpaired import UnpairedDataset
 from genimg.data.packed_files import NOISE
+from genimg.data.prefetch import prefetch
 from genimg.data.sampler import InfiniteSampler
 from genimg.data.split import Subset
 from genimg.data.tasks.base import Task
@@ -43,6 +45,9 @@ STORAGES = ("auto", "device", "host", "workers")
 _RESIDENT_BYTES = 4 * 2**30  # above this size, decoding all images before the first step would take minutes
 _PIECE = 64  # images per task of a thread
 _MEMORY_SHARE = 0.25  # share of the free memory for images; the rest is for training
+
+_Batches = Generator[tuple[Batch, list[str]], None, None]
+"""Batches as they were read, with the errors of corrupt images."""
 
 
 class ImageLoader:
@@ -113,6 +118,8 @@ class ImageLoader:
         cores = max(1, num_cores() // processes_of_this_host())
         self.num_workers = min(cores, 8) if num_workers == "auto" else int(num_workers)
         self.storage = _choose_storage(source, device, self._latent_key is not None) if storage == "auto" else storage
+        # Only batches are pinned, not all images: that suffices for asynchronous copies.
+        self._pins = self.storage != "device" and device.type == "cuda"
         self._corruption = Corruption(max_corrupt)
         self._replaced: dict[int, int] = {}  # index of a corrupt image -> index of its replacement
         self._resident: Tensor | None = None
@@ -126,8 +133,12 @@ class ImageLoader:
             if self.storage != "workers":
                 self._annotations["caption"] = encode(texts, self.caption_length)
 
-    def batches(self, position: int, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+    def batches(
+        self, position: int, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> Generator[Batch, None, None]:
         """Yield this rank's share of every batch, without end.
+
+        Close the generator to end the thread or the processes that read ahead.
 
         Args:
             position: Start, in images seen by all ranks; need not be a multiple of the batch size.
@@ -139,9 +150,7 @@ class ImageLoader:
         order = InfiniteSampler(len(self.source), seed=seed, horizontal_flip=self.horizontal_flip)
         share = batch_size // world_size
         start = position + rank * share
-        if self.storage == "workers":
-            return self._from_workers(order, start, share, batch_size)
-        return self._from_memory(order, start, share, batch_size)
+        return self._stream(order, start, share, batch_size)
 
     def images(self, indices: NDArray[np.int64]) -> Tensor:
         """Return images without augmentation: uint8 [N, C, H, W] on the device."""
@@ -226,37 +235,45 @@ class ImageLoader:
         for problem in problems:
             self._corruption.report(problem)
 
-    def _from_memory(self, order: InfiniteSampler, start: int, share: int, stride: int) -> Iterator[Batch]:
+    def _stream(self, order: InfiniteSampler, start: int, share: int, stride: int) -> Generator[Batch, None, None]:
+        ranges = _Ranges(start, share, stride)
+        batches = self._from_workers(order, ranges) if self.storage == "workers" else self._from_memory(order, ranges)
+        if self._pins:
+            batches = prefetch(batches, self.device)
+        with contextlib.closing(batches):
+            for batch, problems in batches:
+                self._report(problems)
+                yield self._assemble(batch, order, start)
+                start += stride
+
+    def _from_memory(self, order: InfiniteSampler, ranges: _Ranges) -> _Batches:
         self.load()
         assert self._resident is not None
         device = self._resident.device
         annotations = {key: tensor.to(device) for key, tensor in self._annotations.items() if key in self.keys}
-        while True:
-            indices = torch.from_numpy(order.indices(start, start + share)).to(device, non_blocking=True)
-            batch = {key: tensor[indices] for key, tensor in {"image": self._resident, **annotations}.items()}
-            if self.storage == "host" and self.device.type == "cuda":
-                # Pin only the batch, so its copy to the device is asynchronous.
-                batch = {key: tensor.pin_memory() for key, tensor in batch.items()}
-            yield self._assemble(batch, order, start)
-            start += stride
+        stored = {"image": self._resident, **annotations}
 
-    def _from_workers(self, order: InfiniteSampler, start: int, share: int, stride: int) -> Iterator[Batch]:
+        def rows(positions: range) -> Batch:
+            indices = torch.from_numpy(order.indices(positions.start, positions.stop)).to(device, non_blocking=True)
+            return {key: _rows(tensor, indices, pin=self._pins) for key, tensor in stored.items()}
+
+        return ((rows(positions), []) for positions in ranges)
+
+    def _from_workers(self, order: InfiniteSampler, ranges: _Ranges) -> _Batches:
         labels = self._annotations["label"] if "label" in self.keys else None
         loader = DataLoader(
             _Positions(self.source, order, labels, self.caption_length, self._corruption.allowed, self._latent_key),
-            sampler=_Ranges(start, share, stride),
+            sampler=ranges,
             batch_size=None,  # the dataset returns whole batches
             num_workers=self.num_workers,
             collate_fn=_unchanged,
-            pin_memory=self.device.type == "cuda",
+            pin_memory=self._pins,
             prefetch_factor=4 if self.num_workers else None,
             worker_init_fn=_leave_signals_to_the_parent,
             generator=torch.Generator(),  # the default would draw the workers' seeds from the RNG of the first step
         )
-        for batch, problems in loader:
-            self._report(problems)
-            yield self._assemble(batch, order, start)
-            start += stride
+        batches = iter(loader)  # here, because PyTorch reports a killed worker only if the main thread has started it
+        return (each for each in batches)
 
     def _assemble(self, batch: Batch, order: InfiniteSampler, start: int) -> Batch:
         """Return the training batch of the samples from position ``start`` on."""
@@ -297,7 +314,9 @@ class UnpairedImageLoader(ImageLoader):
         if self.validation is not None:
             self.validation.load()
 
-    def batches(self, position: int, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+    def batches(
+        self, position: int, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> Generator[Batch, None, None]:
         streams = (
             domain.batches(position, batch_size=batch_size, seed=seed_of(seed, Stream.DOMAIN, number), rank=rank,
                            world_size=world_size)
@@ -359,6 +378,14 @@ class _Ranges:
         while True:
             yield range(start, start + self.share)
             start += self.stride
+
+
+def _rows(tensor: Tensor, indices: Tensor, *, pin: bool) -> Tensor:
+    """Return ``tensor[indices]``; from host memory about eight times as fast as by indexing, into pinned memory if ``pin``."""
+    if tensor.device.type != "cpu":
+        return tensor[indices]
+    rows = torch.empty(len(indices), *tensor.shape[1:], dtype=tensor.dtype, pin_memory=pin)
+    return torch.index_select(tensor, 0, indices, out=rows)
 
 
 def _unchanged(batch: Any) -> Any:

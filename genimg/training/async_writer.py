@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from genimg.training.host_copies import PinnedCopies
+from genimg.utils.threads import serial_thread
 
 
 class Background:
@@ -17,12 +21,26 @@ class Background:
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
         self._pending: Future[Any] | None = None
+        self._copies = PinnedCopies()
 
     def submit(self, job: Callable[[], object]) -> None:
         """Start ``job`` after the previous one has ended, so at most one job is in memory."""
         self.wait()
-        self._pool = self._pool or _pool_without_openmp()
+        self._pool = self._pool or serial_thread("genimg-writer")
         self._pending = self._pool.submit(job)
+
+    def submit_with_copy(self, job: Callable[[Any], object], value: Any) -> None:
+        """Start ``job`` with a copy of ``value`` in host memory, after the previous job has ended.
+
+        Returns before a GPU has made the copy. The memory is used again for the next copy, so the job must not keep any tensor.
+
+        Args:
+            job: Function of the copy.
+            value: Mappings, lists and tensors.
+        """
+        self.wait()
+        copy, wait = self._copies.copy(value)
+        self.submit(partial(_run_when_made, job, copy, wait))
 
     def wait(self) -> None:
         """Wait for the running job, if any."""
@@ -47,26 +65,12 @@ class Background:
             if self._pool is not None:
                 self._pool.shutdown()
             self._pool = self._pending = None
+            self._copies = PinnedCopies()
 
 
-def _pool_without_openmp() -> ThreadPoolExecutor:
-    """Return a pool of one thread in which PyTorch's operations run serially.
-
-    Otherwise the thread would have OpenMP workers of its own. As long as more of these exist than cores, GNU's OpenMP lets the
-    workers of the training thread sleep after each operation instead of waiting actively. Waking them takes longer than a small
-    operation: on two cores, a step of a small U-Net took 190 instead of 158 ms (docs/performance.md).
-    """
-    pool = ThreadPoolExecutor(1, thread_name_prefix="genimg-writer")
-    if torch.backends.openmp.is_available():
-        before = torch.get_num_threads()
-        pool.submit(_run_serially).result()
-        torch.set_num_threads(before)  # for threads that start later
-    return pool
-
-
-def _run_serially() -> None:
-    torch.set_num_threads(1)
-    torch.get_num_threads()  # PyTorch applies the number to a thread when that first needs it, and not again
+def _run_when_made(job: Callable[[Any], object], copy: Any, wait: Callable[[], object]) -> None:
+    wait()
+    job(copy)
 
 
 @contextlib.contextmanager
@@ -85,14 +89,3 @@ def unchanged_buffers(module: nn.Module) -> Iterator[None]:
             for (part, name, value), copy in zip(buffers, copies, strict=True):
                 value.copy_(copy)
                 part._buffers[name] = value  # in case the block replaced it
-
-
-def snapshot(value: Any) -> Any:
-    """Return a copy of mappings, lists and tensors in host memory that later steps do not change."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: snapshot(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(snapshot(item) for item in value)
-    return value

@@ -19,15 +19,17 @@ PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 def choose_device(name: object) -> torch.device:
     """Return the device of the setting ``device``; ``auto`` prefers CUDA, then MPS, then the CPU.
 
+    ``cuda:N`` becomes PyTorch's current GPU, so code that does not name a GPU, such as ``torch.cuda.synchronize()``, uses this
+    one, too. ``cuda`` is the current GPU. Either is returned with its number, which later choices do not change.
+
     Raises:
         ConfigError: If it is unknown or not available.
     """
     kind, _, number = str(name).partition(":")
     if kind not in DEVICES or (number and (kind != "cuda" or not number.isdecimal())):
         raise ConfigError(f"device={name} is unknown", f"choose one of {', '.join(DEVICES)}, or cuda:N for one of several GPUs")
-    if name == "auto":
+    if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(kind)
     if kind == "cuda" and not torch.cuda.is_available():
         reason = "sees no GPU" if torch.version.cuda else "was built without CUDA"
         problem = f"device={name} is not available, because this PyTorch ({torch.__version__}) {reason}"
@@ -40,7 +42,11 @@ def choose_device(name: object) -> torch.device:
         raise ConfigError(
             f"device={name} is not available, because there is no Apple GPU here", "use device=auto or device=cpu"
         )
-    return torch.device(str(name))
+    if kind != "cuda":
+        return torch.device(kind)
+    if number:
+        torch.cuda.set_device(int(number))
+    return torch.device(kind, torch.cuda.current_device())
 
 
 @dataclass(frozen=True)

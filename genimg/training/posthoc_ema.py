@@ -73,10 +73,10 @@ def path_of(folder: Path, name: str, step: int) -> Path:
     return folder / f"{name}-step-{step:08d}.pt"
 
 
-def save(snapshot: Snapshot, path: Path) -> None:
-    """Write a snapshot atomically."""
+def save(path: Path, length: float, images: int, copied: Sequence[str], weights: Mapping[str, Tensor]) -> None:
+    """Write a snapshot with these attributes atomically."""
     path.parent.mkdir(exist_ok=True)
-    checkpoint.save({**vars(snapshot), "copied": list(snapshot.copied)}, path)
+    checkpoint.save({"length": length, "images": images, "weights": weights, "copied": list(copied)}, path)
 
 
 def find(run_dir: Path, until: int, like: Mapping[str, Tensor]) -> list[SavedSnapshot]:

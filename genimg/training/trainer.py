@@ -8,7 +8,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from types import FrameType, MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -24,12 +24,13 @@ from genimg.evaluation.result import Evaluation
 from genimg.methods.base import Method
 from genimg.methods.capabilities import Generates, PreparesSaving, Translates
 from genimg.training import posthoc_ema
-from genimg.training.async_writer import Background, snapshot, unchanged_buffers
+from genimg.training.async_writer import Background, unchanged_buffers
 from genimg.training.checkpoint import CheckpointFolder
 from genimg.training.clocks import Clocks
 from genimg.training.device import Precision
 from genimg.training.ema import PowerFunction, Profile, WeightAverage, chosen_weights, label_of
 from genimg.training.evaluation_schedule import ScheduledEvaluator
+from genimg.training.host_copies import snapshot
 from genimg.training.logger import Logger, MeanMetrics, ProgressBar
 from genimg.training.optimizers import plain_state, require_fitting_state, restore_state
 from genimg.training.performance import Performance, lay_out_as_parameters
@@ -181,8 +182,7 @@ class Trainer:
         is_main = threading.current_thread() is threading.main_thread()  # other threads cannot handle signals
         previous = {s: signal.signal(s, self._request_stop) for s in stop_signals()} if is_main else {}
         try:
-            with self._step_runner() as run:
-                stream = self._stream()
+            with self._step_runner() as run, contextlib.closing(self._stream()) as stream:
                 self.method.train()
                 while True:
                     self._maintain(logger, bar)
@@ -217,8 +217,7 @@ class Trainer:
 
         If steps run as CUDA graphs, the graphs' stream is the current one until the iterator is closed.
         """
-        with self._step_runner() as run:
-            stream = self._stream()
+        with self._step_runner() as run, contextlib.closing(self._stream()) as stream:
             self.method.train()
             while True:
                 progress = self.progress
@@ -226,7 +225,7 @@ class Trainer:
                 self._end_step(run(batch, progress), progress)
                 yield self.state.images
 
-    def _stream(self) -> Iterator[Batch]:
+    def _stream(self) -> Generator[Batch, None, None]:
         return self.data.batches(
             self.state.images,
             batch_size=self.settings.batch_size,
@@ -340,11 +339,11 @@ class Trainer:
                 continue
             if self._due(max(self.settings.duration // profile.num_snapshots, self.settings.batch_size)):
                 self.updater.raise_if_not_finite()
-                weights, copied = self._gathered(average.state_dict()), average.copied_buffers()
+                weights = self._gathered(average.state_dict())
                 if self._is_first_rank:
-                    taken = posthoc_ema.Snapshot(profile.length, self.state.images, snapshot(weights), copied)
                     path = posthoc_ema.path_of(folder, name, self.progress.step)
-                    self._background.submit(partial(posthoc_ema.save, taken, path))
+                    write = partial(posthoc_ema.save, path, profile.length, self.state.images, average.copied_buffers())
+                    self._background.submit_with_copy(write, weights)
 
     def _due(self, interval: int) -> bool:
         """Return whether the last step crossed a multiple of ``interval`` images."""
@@ -466,8 +465,8 @@ class Trainer:
             self.method.before_saving()
         state = self.state_dict()
         if rank() == 0:
-            self._background.wait()  # only one copy in memory
-            self._background.submit(partial(self.folder.save, snapshot(state), self.progress.step, best=best, timed=timed))
+            write = partial(self.folder.save, step=self.progress.step, best=best, timed=timed)
+            self._background.submit_with_copy(write, state)
         self._last_saved = self.state.images
         self._clocks.saved()
 

@@ -1,4 +1,4 @@
-"""Threads that work ahead of the consumer of their results."""
+"""Threads that work beside the main one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -40,3 +42,26 @@ def map_in_order(
         if stopped is not None:
             stopped.set()
         pool.shutdown(cancel_futures=True)
+
+
+def serial_thread(name: str) -> ThreadPoolExecutor:
+    """Return a pool of one thread in which PyTorch's operations run serially.
+
+    Otherwise the thread would have OpenMP workers of its own. As long as more of these exist than cores, GNU's OpenMP lets the
+    workers of the training thread sleep after each operation instead of waiting actively. Waking them takes longer than a small
+    operation: on two cores, a step of a small U-Net took 190 instead of 158 ms (docs/performance.md).
+
+    Args:
+        name: First part of the thread's name.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+    if torch.backends.openmp.is_available():
+        before = torch.get_num_threads()
+        pool.submit(_run_serially).result()
+        torch.set_num_threads(before)  # for threads that start later
+    return pool
+
+
+def _run_serially() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # PyTorch applies the number to a thread when that first needs it, and not again

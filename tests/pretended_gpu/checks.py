@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -70,7 +70,7 @@ class _Training:
 
 def replayed_steps_equal_eager_ones() -> None:
     """Steps by two graphs, on one stream and from one pool, give the same numbers as eager steps, also those drawn later."""
-    with _gpu() as gpu:
+    with pretending() as gpu:
         eager, training = _Training().results(by_graphs=False), _Training()
         replayed = training.results(by_graphs=True)
     assert len(training.graphs) == 2
@@ -85,22 +85,22 @@ def the_cpu_computes_the_same() -> None:
     inputs = torch.rand(2, 3, 6, 6)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.SiLU())
     expected = network(inputs)
-    with _gpu():
+    with pretending():
         computed = network.cuda()(inputs.cuda()).cpu()
     assert torch.equal(computed, expected)
 
 
 def mixed_devices_raise() -> None:
     """A product of a tensor on the GPU and one on the CPU is an error; a number on the CPU is none."""
-    with _gpu():
+    with pretending():
         matrix = torch.ones(3, 3, device="cuda")
         assert (matrix * torch.tensor(2.0)).sum().item() == 18.0
-        assert _fails(MixedDevicesError, lambda: matrix @ torch.ones(3, 3))
+        assert fails(MixedDevicesError, lambda: matrix @ torch.ones(3, 3))
 
 
 def waits_are_reported_with_their_line() -> None:
     """Reading a number, a mask as an index and blocking copies wait; a copy of pinned memory need not."""
-    with _gpu() as gpu:
+    with pretending() as gpu:
         with gpu.during("free"):
             values = torch.arange(4.0).pin_memory().to("cuda", non_blocking=True) * 2
         with gpu.during("waiting"):
@@ -119,19 +119,19 @@ def waits_are_reported_with_their_line() -> None:
 
 def a_wait_in_a_capture_raises() -> None:
     """What waits cannot be captured."""
-    with _gpu():
+    with pretending():
         values, graph = torch.ones(3, device="cuda"), torch.cuda.CUDAGraph()
 
         def capture() -> None:
             with torch.cuda.graph(graph):
                 values.sum().item()
 
-        assert _fails(RuntimeError, capture)
+        assert fails(RuntimeError, capture)
 
 
 def seeds_govern_the_numbers() -> None:
     """Numbers are a function of the CUDA generator's seed and offset, not of the CPU's generator."""
-    with _gpu():
+    with pretending():
         torch.cuda.manual_seed(1)
         first, second = torch.randn(4, device="cuda"), torch.randn(4, device="cuda")
         state = torch.cuda.get_rng_state()
@@ -144,24 +144,26 @@ def seeds_govern_the_numbers() -> None:
         assert not torch.equal(first, second)
         own = torch.Generator("cuda").manual_seed(1)
         assert torch.equal(torch.randn(4, device="cuda", generator=own), first)
-        assert _fails(RuntimeError, lambda: torch.randn(4, device="cuda", generator=torch.Generator()))
+        assert fails(RuntimeError, lambda: torch.randn(4, device="cuda", generator=torch.Generator()))
 
 
 def new_memory_is_not_a_number() -> None:
     """Uninitialised memory shows in what is computed from it."""
-    with _gpu():
+    with pretending():
         assert torch.empty(3, device="cuda").isnan().all().item()
         assert torch.zeros(3, device="cuda").eq(0).all().item()
 
 
 @contextmanager
-def _gpu() -> Iterator[PretendedGPU]:
+def pretending() -> Iterator[PretendedGPU]:
+    """Compute on the pretended GPU within the block, also in graphs."""
     gpu = PretendedGPU(Path(__file__).parent)
     with gpu, computing_graphs(gpu):
         yield gpu
 
 
-def _fails(kind: type[Exception], function: Callable[[], object]) -> bool:
+def fails(kind: type[BaseException], function: Callable[[], object]) -> bool:
+    """Return whether a function raises an error of this kind."""
     try:
         function()
     except kind:
@@ -175,10 +177,10 @@ CHECKS = (
 )  # fmt: skip
 
 
-def main() -> None:
-    """Run the checks."""
+def print_failures(checks: Iterable[Callable[[], None]]) -> None:
+    """Run checks and print the tracebacks of those that fail, by name."""
     failures = {}
-    for check in CHECKS:
+    for check in checks:
         try:
             check()
         except Exception:
@@ -187,4 +189,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    print_failures(CHECKS)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import sys
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,9 @@ from torch.backends import cuda
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretended_gpu import rules
+
+OTHER_THREADS = "other threads"
+"""Phase of waits outside of the main thread; these do not delay the training."""
 
 OFFSETS_PER_DRAW = 4
 """What an operation that draws random numbers adds to the generator's offset."""
@@ -197,7 +201,8 @@ class PretendedGPU(TorchDispatchMode):
         self._report_wait(reason)
 
     def _report_wait(self, reason: str) -> None:
-        self.waits[self.phase][f"{reason} at {self.where()}"] += 1
+        is_main = threading.current_thread() is threading.main_thread()
+        self.waits[self.phase if is_main else OTHER_THREADS][f"{reason} at {self.where()}"] += 1
 
     def where(self) -> str:
         """Return the innermost line of the package, and the line of another of its modules that called it."""

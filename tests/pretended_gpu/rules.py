@@ -93,6 +93,8 @@ def _waits_of_copy(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         if place is not None:
             to_gpu = place.is_cuda
         size = tensor.numel() * tensor.element_size()
+        if size == 0:
+            continue
         if tensor.is_cuda and not to_gpu:
             if not (non_blocking and place is not None and place.is_pinned()):
                 yield "copy to the CPU" + (", non_blocking into pageable memory" if non_blocking else "")

@@ -28,7 +28,7 @@ import genimg
 from genimg import cli
 from genimg.commands.failures import Failure
 from genimg.training import trainer as trainer_module
-from genimg.training.async_writer import snapshot
+from genimg.training.host_copies import snapshot
 from genimg.training.step_graphs import StepGraphs
 from genimg.training.trainer import Trainer
 from genimg.types import Progress

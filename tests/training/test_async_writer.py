@@ -5,7 +5,7 @@ import pytest
 import torch
 from errors import raises
 
-from genimg.training.async_writer import Background, snapshot
+from genimg.training.async_writer import Background
 
 
 def test_jobs_run_one_after_the_other_beside_the_caller():
@@ -63,14 +63,20 @@ def test_closing_waits_for_the_job():
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("genimg-writer")]
 
 
-def test_a_snapshot_keeps_its_values_and_memory_format_while_the_original_changes():
-    weight = torch.nn.Parameter(torch.rand(2, 3, 4, 4).contiguous(memory_format=torch.channels_last))
-    state = {"weights": [weight], "step": 3, "names": ("a", "b")}
-    copy = snapshot(state)
-    before = weight.detach().clone()
-    with torch.no_grad():
-        weight.add_(1)
-    assert torch.equal(copy["weights"][0], before)
-    assert copy["weights"][0].stride() == weight.stride()
-    assert not copy["weights"][0].requires_grad
-    assert (copy["step"], copy["names"]) == (3, ("a", "b"))
+def test_a_job_gets_a_copy_made_after_the_job_before_it():
+    background, seen, weight = Background(), [], torch.zeros(3)
+    for number in range(3):
+        weight.fill_(number)
+        background.submit_with_copy(lambda copy: (time.sleep(0.05), seen.append(copy["weight"].tolist())), {"weight": weight})
+    weight.fill_(9)
+    background.close()
+    assert seen == [[0.0] * 3, [1.0] * 3, [2.0] * 3]
+
+
+def test_no_copy_is_made_if_the_job_before_has_failed():
+    background, seen = Background(), []
+    background.submit(fail)
+    with raises(OSError, word="disk"):
+        background.submit_with_copy(seen.append, {})
+    background.close()
+    assert seen == []

@@ -15,8 +15,11 @@ def machine(monkeypatch):
     """Pretend to have some CUDA GPUs, or an Apple one."""
 
     def pretend(*, cuda=0, mps=False):
+        current = [0]
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.__setitem__(0, device))
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
 
     return pretend
@@ -34,6 +37,22 @@ def test_a_named_device_is_that_device(machine):
     machine(cuda=2)
     assert choose_device("cpu") == CPU
     assert choose_device("cuda:1") == torch.device("cuda", 1)
+
+
+def test_a_numbered_gpu_becomes_the_current_one(machine):
+    machine(cuda=3)
+    first = choose_device("cuda")
+    assert choose_device("cuda:2") == torch.device("cuda", 2)
+    assert torch.cuda.current_device() == 2
+    assert choose_device("cuda") == choose_device("auto") == torch.device("cuda", 2)
+    assert first == torch.device("cuda", 0)
+
+
+def test_a_refused_gpu_changes_nothing(machine):
+    machine(cuda=2)
+    with raises(ConfigError, "device=cuda:2"):
+        choose_device("cuda:2")
+    assert torch.cuda.current_device() == 0
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:0"])

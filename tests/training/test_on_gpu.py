@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
 from fork_server import run_command
+
+from genimg.data.datasets.builtin import ArrayDataset
+from genimg.data.loader import ImageLoader
+from genimg.training.async_writer import Background
 
 pytestmark = [
     pytest.mark.gpu,
@@ -62,3 +68,35 @@ def test_auto_chooses_and_says_what(tmp_path: Path) -> None:
     train(tmp_path / "run", "model=dcgan_small", "performance.graph=auto", steps=4)
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
     assert state["decisions"]["graph"] is False  # so short a training needs no trial
+
+
+@pytest.mark.parametrize(("storage", "num_workers"), [("host", 0), ("workers", 0), ("workers", 2)])
+def test_batches_copied_ahead_are_those_that_stay_on_the_gpu(storage: str, num_workers: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (256, 3, 64, 64), dtype=np.uint8)
+    source = ArrayDataset("toy", images, np.arange(256, dtype=np.int64))
+    loaders = [
+        ImageLoader(source, storage=each, num_workers=num_workers, horizontal_flip=True, max_corrupt=0,
+                    device=torch.device("cuda"), keys=("image", "label")) for each in ("device", storage)
+    ]  # fmt: skip
+    busy, differences = torch.rand(2048, 2048, device="cuda"), []
+    with contextlib.ExitStack() as stack:
+        streams = [stack.enter_context(contextlib.closing(each.batches(0, batch_size=64, seed=0))) for each in loaders]
+        for _ in range(50):  # no number is read before the end, so the host is ahead of the GPU
+            busy = (busy @ busy).softmax(dim=1)
+            one, other = (next(stream) for stream in streams)
+            differences += [(one[key] - other[key]).abs().sum() for key in one]
+    assert torch.stack([each.float() for each in differences]).sum().item() == 0
+
+
+def test_a_copy_holds_the_numbers_at_its_submission() -> None:
+    busy, weights = torch.rand(2048, 2048, device="cuda"), [torch.zeros(2**22, device="cuda") for _ in range(4)]
+    seen: list[list[float]] = []
+    with contextlib.closing(Background()) as background:
+        for number in range(5):
+            busy = (busy @ busy).softmax(dim=1)
+            for weight in weights:
+                weight.fill_(number)
+            background.submit_with_copy(lambda copy: seen.append([each.unique().tolist() for each in copy]), weights)
+            for weight in weights:
+                weight.fill_(-1)
+    assert seen == [[[float(number)]] * 4 for number in range(5)]

@@ -74,7 +74,7 @@ def test_one_average_alone_and_lengths_out_of_range_are_refused(run):
 
 def test_snapshots_are_written_and_read_up_to_a_time(tmp_path, run):
     for snapshot in run[1][:3]:
-        posthoc_ema.save(snapshot, posthoc_ema.path_of(tmp_path / posthoc_ema.FOLDER, "power", snapshot.images))
+        posthoc_ema.save(posthoc_ema.path_of(tmp_path / posthoc_ema.FOLDER, "power", snapshot.images), **vars(snapshot))
     found = posthoc_ema.find(tmp_path, 400, run[1][0].weights)
     assert [(each.images, each.weights["w"].item(), each.copied) for each in found] == [
         (each.images, each.weights["w"].item(), ("n",)) for each in run[1][:2]
