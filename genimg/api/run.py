@@ -119,7 +119,7 @@ class Training:
             summary["status"] = "completed"
         except StopRequestedError:
             summary["status"] = "stopped"
-            stopped_by = trainer.stop_signal or signal.SIGINT  # none if another process received the signal
+            stopped_by = trainer.stop_signal.number or signal.SIGINT  # none if another process received the signal
             log.warning("stopped at %d images; the checkpoint is written", state.images)
             log.warning("to continue: %s %s", _command(), argument("resume", relative(run_dir)))
         except TimeIsOverError:

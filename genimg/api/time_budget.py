@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,17 @@ _VERY_SHORT = 0.03  # share below which it is measured again, because the first 
 _MARGIN = 0.05  # share of the time for pictures, checkpoints and the error of the measurement
 
 
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Log nothing but errors within the block, for what the run itself will say once more."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def images_per_second(parts: TrainingComponents, config: Mapping[str, Any]) -> float:
     """Measure how many images a second of ``trainer.duration`` stands for.
 
@@ -43,8 +55,8 @@ def images_per_second(parts: TrainingComponents, config: Mapping[str, Any]) -> f
     started = time.monotonic()
     budget = to_seconds(config["trainer"]["duration"])
     assert budget is not None
-    sample, decoding_rate = decode_sample(parts)
-    with tempfile.TemporaryDirectory() as folder:
+    with silent(), tempfile.TemporaryDirectory() as folder:
+        sample, decoding_rate = decode_sample(parts)
         trainer = parts.trainer(folder=Path(folder), make_logger=lambda *_: SilentLogger(), describe={}, data=sample)
         step = seconds_per_step(trainer)
         evaluation = broadcast_object(seconds_per_evaluation(parts, trainer, sample))

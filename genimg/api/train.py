@@ -23,7 +23,7 @@ from genimg.api.debugging import shortened
 from genimg.api.dry_run import rehearse
 from genimg.api.initial_weights import InitialWeights, warn_without_initial_weights
 from genimg.api.run import DivergedError, Run, Training
-from genimg.api.time_budget import PROVISIONAL_RATE, images_per_second
+from genimg.api.time_budget import PROVISIONAL_RATE, images_per_second, silent
 from genimg.api.trained_networks import with_trained_networks
 from genimg.api.usual import (
     chooses_extractor,
@@ -313,7 +313,10 @@ def _built(
         config, parts = trial.config, resolve(trial.components, accumulation=searches)
         rate, decided, searches = images_per_second(parts, config), parts.decisions, False
         del trial, parts  # their memory is needed
-    assembly = build(config, decided=decided, images_per_second=rate)
+        with silent():  # everything was said before
+            assembly = build(config, decided=decided, images_per_second=rate)
+    else:
+        assembly = build(config, decided=decided, images_per_second=rate)
     if saved is None and rank() == 0:
         warn_of_conditioning_without_effect(composition, assembly.components.method)
         if initial is None:

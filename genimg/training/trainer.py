@@ -5,24 +5,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
-from types import FrameType, MappingProxyType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim import Optimizer
 
 from genimg.data.loader import ImageLoader
-from genimg.data.sampler import InfiniteSampler
 from genimg.errors import CheckpointError
 from genimg.evaluation.feature_extraction import EvaluationInterruptedError
 from genimg.evaluation.result import Evaluation
 from genimg.methods.base import Method
-from genimg.methods.capabilities import Generates, PreparesSaving, Translates
+from genimg.methods.capabilities import PreparesSaving
 from genimg.training import posthoc_ema
 from genimg.training.async_writer import Background, unchanged_buffers
 from genimg.training.checkpoint import CheckpointFolder
@@ -34,15 +31,15 @@ from genimg.training.host_copies import snapshot
 from genimg.training.logger import Logger, MeanMetrics, ProgressBar
 from genimg.training.optimizers import plain_state, require_fitting_state, restore_state
 from genimg.training.performance import Performance, lay_out_as_parameters
+from genimg.training.previews import preview
 from genimg.training.schedules import OptimizerSchedules
 from genimg.training.state import TrainerSettings, TrainingState
 from genimg.training.step_graphs import StepGraphs, on_stream_of
 from genimg.training.step_numbers import StepNumbers
+from genimg.training.stop_signal import StopSignal
 from genimg.training.update import StepRNG, Updater, split
 from genimg.types import Batch, Progress
 from genimg.utils.distributed import Vote, broadcast_object, raise_on_any_rank, rank, world_size
-from genimg.utils.rng import Stream, seed_of, steady
-from genimg.utils.terminal import stop_signals, write_to_stderr
 
 if TYPE_CHECKING:
     from genimg.training.sharding import Sharding  # imports PyTorch's distributed tensors, which takes long
@@ -50,8 +47,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _Run = Callable[[Batch, Progress], Sequence[str]]
-
-_REPEATED_SIGNAL_SECONDS = 0.5  # a second SIGINT within this time counts as a duplicate
 
 
 class StopRequestedError(Exception):
@@ -144,8 +139,7 @@ class Trainer:
         self._clocks = Clocks(checkpoint_minutes=settings.checkpoint_minutes, preview_seconds=settings.preview_seconds)
         self._stopping = False  # set when all ranks know of a rank's signal
         self._evaluating = False
-        self.stop_signal: int | None = None
-        self._stop_requested_at = 0.0  # by time.monotonic()
+        self.stop_signal = StopSignal(self._when_it_stops)
         self._last_saved = -1
         self._interval_start = (time.monotonic(), 0)
         self._ends_at = math.inf
@@ -179,23 +173,30 @@ class Trainer:
         self._clocks.saved()
         self._clocks.shown(self.state.seconds)
         self._ends_at = time.monotonic() + self.time_limit
-        is_main = threading.current_thread() is threading.main_thread()  # other threads cannot handle signals
-        previous = {s: signal.signal(s, self._request_stop) for s in stop_signals()} if is_main else {}
+        with (
+            self.stop_signal.noted(),
+            self._closing(bar, logger),
+            self._step_runner() as run,
+            contextlib.closing(self._stream()) as stream,
+        ):
+            self.method.train()
+            while True:
+                self._maintain(logger, bar)
+                if self.state.images >= self.settings.duration:
+                    if self._vote is not None:
+                        self._vote.wait()
+                    self._wait_for_files()
+                    return self.state
+                progress = self.progress
+                batch = self._begin_step(stream, progress)
+                self._end_step(run(batch, progress), progress)
+                self._agree()
+                bar.advance(self.settings.batch_size)
+
+    @contextlib.contextmanager
+    def _closing(self, bar: ProgressBar, logger: Logger) -> Iterator[None]:
         try:
-            with self._step_runner() as run, contextlib.closing(self._stream()) as stream:
-                self.method.train()
-                while True:
-                    self._maintain(logger, bar)
-                    if self.state.images >= self.settings.duration:
-                        if self._vote is not None:
-                            self._vote.wait()
-                        self._wait_for_files()
-                        return self.state
-                    progress = self.progress
-                    batch = self._begin_step(stream, progress)
-                    self._end_step(run(batch, progress), progress)
-                    self._agree()
-                    bar.advance(self.settings.batch_size)
+            yield
         finally:
             bar.close()
             try:
@@ -204,8 +205,6 @@ class Trainer:
                 log.warning("%s", error)
             finally:
                 logger.close()
-                for number, handler in previous.items():
-                    signal.signal(number, handler)
 
     def _wait_for_files(self) -> None:
         """Wait until pending files are written; if a write fails, all ranks raise."""
@@ -279,7 +278,7 @@ class Trainer:
     def _agree(self) -> None:
         """Agree whether to stop, and whether the time is over or a checkpoint is due by the first rank's clock."""
         now = time.monotonic() if self._is_first_rank else -math.inf
-        stop, over, save = self.stop_signal is not None, now >= self._ends_at, now >= self._clocks.save_at
+        stop, over, save = self.stop_signal.number is not None, now >= self._ends_at, now >= self._clocks.save_at
         if save:
             self._clocks.saved()
         self._stopping, self._time_is_over, self._time_to_save = (
@@ -326,7 +325,12 @@ class Trainer:
         sampled, images = self.sampler(), self.state.images
         if self._is_first_rank:
             with unchanged_buffers(sampled):
-                pictures = snapshot(self._preview(sampled, with_data=images == 0))
+                pictures = snapshot(
+                    preview(
+                        sampled, self.data, self.settings.preview_images,
+                        seed=self.seed, device=self.device, with_data=images == 0,
+                    )
+                )  # fmt: skip
             self._clocks.shown(self.state.seconds + time.monotonic() - self._interval_start[0])
             self._background.submit(partial(logger.pictures, self.progress.step, images, pictures))
 
@@ -371,24 +375,6 @@ class Trainer:
 
     def _headline(self) -> dict[str, float]:
         return {k: v for k, v in self.state.last.items() if self.evaluator and k == self.evaluator.primary}
-
-    def _preview(self, sampled: Method, *, with_data: bool) -> dict[str, torch.Tensor]:
-        data = self.data.validation or self.data if isinstance(self.method, Translates) else self.data
-        count = min(self.settings.preview_images, len(data.source))
-        order, seed = (
-            InfiniteSampler(len(data.source), seed=self.seed, horizontal_flip=False),
-            seed_of(self.seed, Stream.PREVIEW),
-        )
-        with steady(seed, 0):
-            return self._pictures(sampled, data.examples(order.indices(0, count), seed), seed, with_data=with_data)
-
-    def _pictures(self, sampled: Method, batch: Batch, seed: int, *, with_data: bool) -> dict[str, torch.Tensor]:
-        drawn: Batch = {}
-        if isinstance(sampled, Generates):
-            sampled.before_sampling()
-            drawn = sampled.draw(range(self.settings.preview_images), seed)
-        pictures = sampled.preview(batch, {key: value.to(self.device) for key, value in drawn.items()})
-        return pictures | ({"real": batch["image"]} if with_data and "image" in batch else {})
 
     def _evaluate(self, evaluator: ScheduledEvaluator, logger: Logger) -> None:
         result = self._measure(evaluator, logger, "evaluation", None)
@@ -457,7 +443,7 @@ class Trainer:
 
     def _should_stop_evaluating(self) -> bool:
         """Return whether to interrupt an evaluation. Several ranks always finish it, as their numbers of batches differ."""
-        return self.stop_signal is not None and world_size() == 1
+        return self.stop_signal.number is not None and world_size() == 1
 
     def _save(self, *, best: bool, timed: bool = False) -> None:
         self.updater.raise_if_not_finite()
@@ -514,21 +500,12 @@ class Trainer:
             ) from error
         self.state = TrainingState.restored(state["training"])
 
-    def _request_stop(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self.stop_signal is not None:
-            # Only a second Ctrl-C by the user quits at once. Other signals may arrive twice: a closing terminal sends SIGHUP
-            # through the kernel and through the shell, and some launchers forward a Ctrl-C that has already arrived.
-            if number == signal.SIGINT and now - self._stop_requested_at > _REPEATED_SIGNAL_SECONDS:
-                raise KeyboardInterrupt
-            return
-        self.stop_signal, self._stop_requested_at = number, now
-        if rank() == 0:  # not logging, because the interrupted code may hold its lock
-            what = "evaluation" if self._evaluating else "step"
-            when = "during" if self._evaluating and world_size() == 1 else "after"
-            quitting = " Press Ctrl-C again to quit without saving." if number == signal.SIGINT else ""
-            text = f"Stopping {when} this {what} and saving.{quitting}"
-            write_to_stderr(f"\n{signal.Signals(number).name}: {text}\n")
+    def _when_it_stops(self) -> str | None:
+        """Return when a signal ends the training, in words; None except on the first rank, which speaks for all."""
+        if not self._is_first_rank:
+            return None
+        what = "evaluation" if self._evaluating else "step"
+        return f"{'during' if self._evaluating and world_size() == 1 else 'after'} this {what}"
 
 
 def _in_short(values: Mapping[str, float]) -> str:

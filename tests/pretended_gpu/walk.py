@@ -37,7 +37,7 @@ from pretended_gpu.graphs import computing_graphs
 
 _PACKAGE = Path(str(genimg.__file__)).parent
 _PHASES = {
-    "_log": "log", "_preview": "preview", "_save": "save", "_save_snapshots": "save", "_measure": "evaluation",
+    "_log": "log", "_show": "preview", "_save": "save", "_save_snapshots": "save", "_measure": "evaluation",
     "load_state_dict": "resume",
 }  # fmt: skip
 LATER_STEPS, BETWEEN_STEPS = "later steps", "between steps"

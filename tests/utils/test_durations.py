@@ -6,7 +6,7 @@ import pytest
 from errors import raises
 
 from genimg.errors import ConfigError
-from genimg.utils.durations import to_images
+from genimg.utils.durations import to_images, to_seconds
 
 
 def convert(text: object, *, epoch_size: int = 60_000, batch_size: int = 64) -> int:
@@ -77,7 +77,7 @@ def test_spacing_plural_and_case_of_k_do_not_matter(text):
         "5m images",
         "1.2.3 steps",
         "10 stepss",
-        "3 hours",
+        "3 weeks",
         25,
         2.5,
         None,
@@ -88,3 +88,23 @@ def test_what_is_not_a_duration_is_refused_with_the_key_and_the_value(text):
         convert(text)
     assert str(caught.value).startswith(f"trainer.duration={text} ")
     assert "'25 epochs'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("300 seconds", 300), ("1 second", 1), ("3 minutes", 180), ("1.5 hours", 5400), (" .5 minutes ", 30)],
+)
+def test_times_worked_out_by_hand(text, seconds):
+    assert to_seconds(text) == seconds
+    images = to_images(text, epoch_size=10, batch_size=64, key="trainer.duration", images_per_second=100.0)
+    assert images == math.ceil(seconds * 100 / 64) * 64
+
+
+@pytest.mark.parametrize("text", ["25 epochs", "100k steps", "5M images", "3 min", "3", 3, None])
+def test_other_durations_are_no_times(text):
+    assert to_seconds(text) is None
+
+
+def test_a_time_without_a_rate_is_refused_by_its_key():
+    with raises(ConfigError, "trainer.log_interval=10 seconds"):
+        to_images("10 seconds", epoch_size=10, batch_size=64, key="trainer.log_interval")

@@ -15,7 +15,7 @@ _FITS = ("crop", "stretch", "pad")
 
 @dataclass
 class Trainer:
-    """The training loop. Durations and intervals are written as '25 epochs', '100k steps' or '5M images'."""
+    """The training loop. Durations and intervals are written as '25 epochs', '100k steps', '5M images' or '8 hours'."""
 
     duration: str = option("Duration of training", "25 epochs", type="duration")  # Radford et al.'s reference code
     batch_size: int = option("Number of images per step", 64)
