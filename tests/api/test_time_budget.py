@@ -66,7 +66,8 @@ def test_a_time_too_short_for_an_evaluation_and_ten_steps_is_refused(monkeypatch
 
 def test_a_run_records_its_rate_and_schedules_end_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "images_per_second", lambda parts, config: 10.0)
-    overrides = [*RUN, "trainer.duration=1 minutes", "schedule=linear", "trainer.checkpoint_interval=19 steps"]
+    overrides = [*RUN, "trainer.duration=1 minutes", "schedule=linear", "schedule.duration=1 minutes",
+                 "trainer.checkpoint_interval=19 steps"]  # fmt: skip
     run = genimg.train([*overrides, f"run_dir={tmp_path / 'run'}"])
     assert run.status == "completed"
     assert run.summary["images"] == run.summary["duration"] == 608  # 600, in whole steps of 16

@@ -15,6 +15,7 @@ from genimg.methods.capabilities import (
     SamplesNearby,
     StartsFromNoise,
     TakesConditions,
+    TrainsSharded,
     Translates,
     TranslatesLabels,
     offers,
@@ -38,17 +39,17 @@ from genimg.methods.wae_rae import DeterministicAutoencoder
 
 _OF_DIFFUSION = {
     Generates, StartsFromNoise, Exports, TakesConditions, SamplesNearby, HasLikelihood, Denoises, MeasuresData,
-    TranslatesLabels,
+    TranslatesLabels, TrainsSharded,
 }  # fmt: skip
 EXPECTED = {
     GAN: {Generates, Exports, TakesConditions, RegularisesLazily},
     Diffusion: _OF_DIFFUSION, Reflow: _OF_DIFFUSION, LatentDiffusion: _OF_DIFFUSION - {StartsFromNoise, HasLikelihood},
-    MeanFlow: {Generates, TakesConditions}, ConsistencyModel: {Generates, TakesConditions, MeasuresData},
+    MeanFlow: {Generates, TakesConditions}, ConsistencyModel: {Generates, TakesConditions, MeasuresData, TrainsSharded},
     VAE: {Generates, Exports, TakesConditions, Reconstructs, SamplesNearby, HasLikelihood},
     VAEGAN: {Generates, Exports, TakesConditions, Reconstructs, SamplesNearby, HasLikelihood},
     VQVAE: {Generates, Exports, TakesConditions, Reconstructs},
     DeterministicAutoencoder: {Generates, Exports, TakesConditions, Reconstructs, SamplesNearby, PreparesSaving},
-    CycleGAN: {Translates}, CUT: {Translates}, Pix2Pix: {Translates}, Restoration: {Translates},
+    CycleGAN: {Translates}, CUT: {Translates}, Pix2Pix: {Translates}, Restoration: {Translates, TrainsSharded},
 }  # fmt: skip
 
 
