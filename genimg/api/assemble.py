@@ -107,7 +107,7 @@ def assemble(
         device, precision, performance = _placement(config, device_name, decided, builder, trainer_config["accumulation"])
         is_sharded = _is_sharded(config, method_class)
         if is_sharded:
-            performance = _for_sharding(performance, config, trainer_config)
+            performance = _for_sharding(performance, config, decided)
     with raise_on_any_rank():
         if (name := broadcast_object(precision.name)) != precision.name:
             raise ConfigError(
@@ -140,7 +140,10 @@ def assemble(
         if settings.sync_batch_norm:
             method = _synchronised(method, device)
         with mounted("performance", performance):
-            (performance.prepare if is_sharded else performance.place)(method, device)
+            if is_sharded:
+                performance.prepare(method, device)
+            else:
+                performance.place(method, device)
     broadcast_(method.state_dict().values())
     sharding = _sharded(method, device) if is_sharded else None
     make_optimizers = partial(_optimizers, specs, method, performance, device, settings.batch_size, sharding)
@@ -231,30 +234,30 @@ def _is_sharded(config: Config, method_class: type[Method]) -> bool:
         return False
     if not offers(method_class, TrainsSharded):
         problem = f"distributed=fsdp does not work for the model, a {method_class.__name__}"
-        fix = "choose distributed=replicated; fsdp is for diffusion, flow matching and restoration"
+        fix = "choose distributed=replicated; fsdp is for diffusion, flow matching, consistency models and restoration"
         raise ConfigError(problem, fix, key="distributed")
     if world_size() == 1:
         log.warning("distributed=fsdp has no effect in a single process: start several with torchrun (docs/distributed.md)")
     return world_size() > 1
 
 
-def _for_sharding(performance: Performance, config: Config, trainer: Mapping[str, Any]) -> Performance:
+def _for_sharding(performance: Performance, config: Config, decided: Decisions | None) -> Performance:
     """Return the performance settings for divided networks.
 
     Raises:
         ConfigError: If the user has chosen settings that are impossible with them.
     """
     wrong = {
-        "performance.channels_last": performance.channels_last is True,
-        "performance.compile": performance.compile not in ("auto", False),
-        "trainer.accumulation": config["trainer"].get("accumulation") == "auto",
-        "trainer.sync_batch_norm": trainer.get("sync_batch_norm") is True,
+        "performance.channels_last": (config["performance"]["channels_last"] is True, "auto"),
+        "performance.compile": (config["performance"]["compile"] not in ("auto", False), "auto"),
+        "trainer.accumulation": (config["trainer"]["accumulation"] == "auto" and decided is None, "a number"),
+        "trainer.sync_batch_norm": (config["trainer"].get("sync_batch_norm") is True, "false"),
     }
-    for key, is_wrong in wrong.items():
+    for key, (is_wrong, right) in wrong.items():
         if is_wrong:
             group, name = key.split(".")
             problem = f"{key}={config[group][name]} does not work with distributed=fsdp".replace("=True", "=true")
-            raise ConfigError(problem, f"leave {key} out, or choose distributed=replicated", key=key)
+            raise ConfigError(problem, f"set it to {right}, or choose distributed=replicated", key=key)
     return replace(performance, channels_last=False, compile=False, cpu_optimizations=False)
 
 

@@ -78,7 +78,8 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
     if isinstance(error, OSError) and error.filename is not None:
         for key in ("run_dir", "output"):
             value = next((a.partition("=")[2].strip("'") for a in arguments if a.startswith(f"{key}=")), None)
-            unusable = isinstance(error, FileNotFoundError | NotADirectoryError | FileExistsError | PermissionError)
+            kinds = FileNotFoundError | NotADirectoryError | FileExistsError | PermissionError
+            unusable = isinstance(error, kinds) or error.errno == errno.EROFS
             if unusable and value and str(error.filename).startswith(value):
                 return f"{key}={value} cannot be written ({error.filename}: {error.strerror}): choose another {key}"
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT) and error.strerror == os.strerror(error.errno)

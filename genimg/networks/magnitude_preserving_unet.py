@@ -18,6 +18,7 @@ from genimg.networks.conditioning import ConditionEncoder, OneHot
 from genimg.networks.diffusion_layers import attention
 from genimg.networks.diffusion_unet import levels_with_attention, widths_of
 from genimg.networks.resampling import doubled
+from genimg.utils.distributed import own_part
 from genimg.utils.numbers import require_least
 
 _EPSILON = 1e-4
@@ -96,7 +97,8 @@ class NormalisedLayer(nn.Module):
     @torch.no_grad()
     def normalise(self) -> None:
         """Scale the stored weights to unit magnitude, after an optimizer step ("forced weight normalization")."""
-        self.weight.copy_(normalised(self.weight, list(range(1, self.weight.dim()))))
+        weight = own_part(self.weight)  # rows, each of which is scaled on its own
+        weight.copy_(normalised(weight, list(range(1, weight.dim()))))
 
     def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
         """Map [N, inputs, H, W] or [N, inputs] to the outputs, multiplied by ``gain``."""

@@ -18,10 +18,10 @@ class BatchStatistics:
     """
 
     def __init__(self, networks: Iterable[nn.Module]) -> None:
+        layers = {id(layer): layer for network in networks for layer in network.modules()}  # networks may share layers
         buffers = [
             buffer
-            for network in networks
-            for layer in network.modules()
+            for layer in layers.values()
             if isinstance(layer, nn.modules.batchnorm._NormBase) and not isinstance(layer, nn.SyncBatchNorm)
             for buffer in layer.buffers()
         ]
@@ -48,10 +48,10 @@ class BatchStatistics:
 
         No backward pass may follow through layers that were computed before: autograd refuses changed statistics.
         """
+        if self._finish is None:  # no update in this step
+            return
         if self._num_changes() != self._changes:  # a forward pass followed the last update
             self.begin_average()
-        if self._finish is None:
-            return
         self._wait()
         means = self._means.split([buffer.numel() for buffer in self._buffers])
         torch._foreach_copy_(self._buffers, [mean.view_as(buffer) for mean, buffer in zip(means, self._buffers, strict=True)])

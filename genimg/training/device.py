@@ -61,6 +61,12 @@ class Precision:
         """Factory of the context for a forward."""
         return partial(torch.autocast, self.device.type, torch.bfloat16) if self.name == "bf16" else nullcontext
 
+    @property
+    def autocast_without_cache(self) -> Callable[[], AbstractContextManager[object]]:
+        """The same, but each use of a weight converts it again, so no converted weight stays in memory."""
+        uncached = partial(torch.autocast, self.device.type, torch.bfloat16, cache_enabled=False)
+        return uncached if self.name == "bf16" else nullcontext
+
     def apply_globally(self) -> None:
         """Set PyTorch's process-wide switches for float32 matrix products and convolutions."""
         allow = self.name in ("tf32", "bf16")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -29,38 +30,39 @@ class GradientSum:
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], size: int = _BUCKET) -> None:
-        self._buckets = [_Bucket(group) for group in in_buckets(parameters[::-1], size)]
-        self._next = 0  # bucket to send next: all ranks send them in the same order
-        self._is_active = False
-        for bucket in self._buckets:
-            for parameter in bucket.parameters:
-                parameter.register_post_accumulate_grad_hook(partial(self._on_gradient, bucket))
+        alike = groupby(parameters[::-1], lambda parameter: (parameter.dtype, parameter.device))
+        self._buckets = [_Bucket(group) for _, run in alike for group in in_buckets(run, size)]
+        self._num_sent = 0  # all ranks send buckets in the same order
 
     @contextlib.contextmanager
-    def of_backward(self) -> Iterator[None]:
-        """Replace the gradients that the block's backward pass completes by their sums over all ranks.
+    def of_backward(self, *, is_last: bool) -> Iterator[None]:
+        """Collect the gradients of the block's backward pass in buckets, and sum these over all ranks if it is the last.
 
-        Gradients may hold earlier microbatches. Parameters without a gradient keep none; they must be the same on every rank.
+        Args:
+            is_last: Whether the block runs the last of several backward passes that add up. The parameters that it gives
+                gradients must be the same on every rank. Parameters without any gradient keep none.
         """
-        self._next, self._is_active = 0, True
+        self._num_sent = 0
         for bucket in self._buckets:
             bucket.begin()
-        try:
+        with contextlib.ExitStack() as hooks:  # hooks that stay would keep the parameters alive
+            for bucket in self._buckets:
+                for parameter in bucket.parameters:
+                    hook = partial(self._on_gradient, bucket, is_last)
+                    hooks.callback(parameter.register_post_accumulate_grad_hook(hook).remove)
             yield
-        finally:
-            self._is_active = False
-        rest = [p.grad for bucket in self._buckets[self._next :] for p in bucket.parameters if p.grad is not None]
-        all_reduce_(rest)
+        if not is_last:
+            return
+        waiting = self._buckets[self._num_sent :]
+        all_reduce_([each.grad for bucket in waiting for each in bucket.parameters if each.grad is not None])
         for bucket in self._buckets:
             bucket.wait()
 
-    def _on_gradient(self, bucket: _Bucket, parameter: Tensor) -> None:
-        if not self._is_active:
-            return
+    def _on_gradient(self, bucket: _Bucket, is_last: bool, parameter: Tensor) -> None:
         bucket.add(parameter)
-        while self._next < len(self._buckets) and self._buckets[self._next].is_complete:
-            self._buckets[self._next].send()
-            self._next += 1
+        while is_last and self._num_sent < len(self._buckets) and self._buckets[self._num_sent].is_complete:
+            self._buckets[self._num_sent].send()
+            self._num_sent += 1
 
 
 class _Bucket:
@@ -78,7 +80,7 @@ class _Bucket:
         self._finish: Callable[[], object] | None = None
 
     def begin(self) -> None:
-        """Forget what was added."""
+        """Begin a backward pass."""
         self._num_added = 0
         self._finish = None
 
@@ -88,13 +90,14 @@ class _Bucket:
 
     @torch.no_grad()
     def add(self, parameter: Tensor) -> None:
-        """Move a parameter's gradient into the bucket."""
+        """Move a parameter's gradient into the bucket, where later backward passes add to it."""
         if self._flat is None:
             self._allocate()
-        place = self._places[id(parameter)]
-        assert parameter.grad is not None
-        place.copy_(parameter.grad)
-        parameter.grad = place
+        place, gradient = self._places[id(parameter)], parameter.grad
+        assert gradient is not None
+        if gradient.data_ptr() != place.data_ptr():
+            place.copy_(gradient)
+            parameter.grad = place
         self._num_added += 1
 
     def send(self) -> None:

@@ -63,7 +63,7 @@ class OptimizerSpec:
             ConfigError: If it computes with whole weights.
         """
         if self.make in _OF_WHOLE_WEIGHTS:
-            problem = f"the optimizer {getattr(self.make, '__name__', self.make)} computes with whole weights"
+            problem = f"optimizer._target_={self.make.__name__} computes with whole weights, of which each process has a part"
             raise ConfigError(problem, "choose another one, or distributed=replicated", key="optimizer._target_")
 
     def build(
@@ -148,28 +148,33 @@ def plain_state(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> dic
         parameters: Its parameters, in the order that numbers them in the state.
     """
     packed, places = optimizer.state_dict(), _places(optimizer, parameters)
+    numbers = {place: number for number, place in places.items()}
     group = packed["param_groups"][0]
     return {
-        "state": {number: packed["state"][place] for number, place in places.items() if place in packed["state"]},
+        # Some optimizers also have state that belongs to no parameter, under other keys.
+        "state": {numbers.get(place, place): value for place, value in packed["state"].items()},
         "param_groups": [{**group, "lr": float(group["lr"]), "params": list(places)}],
     }
 
 
 def restore_state(
-    optimizer: Optimizer, parameters: Sequence[nn.Parameter], state: Mapping[int, Mapping[str, Any]], sharding: Sharding | None
+    optimizer: Optimizer, parameters: Sequence[nn.Parameter], state: Mapping[Any, Any], sharding: Sharding | None
 ) -> None:
     """Load what ``plain_state`` returned under ``state``; settings remain those of the optimizer.
 
     Args:
         optimizer: Optimizer to restore.
         parameters: Its parameters, in the order that numbers them in the state.
-        state: State of each parameter.
+        state: State of each parameter, and state of no parameter.
         sharding: How parameters are divided among processes; None if they are not.
     """
     places = _places(optimizer, parameters)
     if sharding is not None:
-        state = {number: {key: sharding.divided_like(value, parameters[number]) for key, value in values.items()}
-                 for number, values in state.items()}  # fmt: skip
+        state = {
+            number: {key: sharding.divided_like(value, parameters[number]) for key, value in values.items()}
+            if number in places else values
+            for number, values in state.items()
+        }  # fmt: skip
     placed = {places.get(number, number): values for number, values in state.items()}
     optimizer.load_state_dict({"state": placed, "param_groups": optimizer.state_dict()["param_groups"]})
 

@@ -55,9 +55,12 @@ class Sharding:
     def average_of(self, name: str) -> nn.Module:
         """Return a copy of a network in evaluation mode, with its own weights, divided in the same way, and without forward."""
         made, original = copy.deepcopy(self._skeletons[name]), self.networks[name]
+        copies: dict[int, nn.Parameter] = {}  # layers may share weights
         for layer, other in zip(made.modules(), original.modules(), strict=True):
             for key, value in other._parameters.items():
-                layer._parameters[key] = None if value is None else nn.Parameter(value.detach().clone(), requires_grad=False)
+                if value is not None and id(value) not in copies:
+                    copies[id(value)] = nn.Parameter(value.detach().clone(), requires_grad=False)
+                layer._parameters[key] = None if value is None else copies[id(value)]
         return made.to(self._device)
 
     def sampler(self, method: Method) -> Method:
@@ -95,21 +98,25 @@ class Sharding:
     def norm(gradients: Sequence[Tensor]) -> Tensor:
         """Return the L2 norm of gradients of which some are divided."""
         parts = nn.utils.get_total_norm([each.to_local() for each in gradients if isinstance(each, DTensor)])
-        others = nn.utils.get_total_norm([each for each in gradients if not isinstance(each, DTensor)])
-        return (sum_over_ranks(parts.square()) + others.to(parts.device).square()).sqrt()
+        square = sum_over_ranks(parts.square())
+        if others := [each for each in gradients if not isinstance(each, DTensor)]:
+            square = square + nn.utils.get_total_norm(others).square()
+        return square.sqrt()
 
     def clip(self, gradients: Sequence[Tensor], limit: float, norm: Tensor) -> None:
         """Scale gradients in place so that their norm is at most ``limit``, by the rule of ``clip_grads_with_norm_``."""
         torch._foreach_mul_([self.local(each) for each in gradients], (limit / (norm + 1e-6)).clamp(max=1.0))
 
     def gathered(self, value: Any) -> Any:
-        """Gather the divided tensors in mappings and lists: in host memory on the first rank; other ranks keep their parts.
+        """Return a copy of mappings, lists and tensors with whole tensors, in host memory, on the first rank.
 
-        All ranks must call it.
+        All ranks must call it; other ranks get the value itself.
         """
         if isinstance(value, DTensor):
-            tensor = value.full_tensor()
-            return tensor.cpu() if rank() == 0 else value
+            gathered = value.full_tensor()
+            return gathered.cpu() if rank() == 0 else value
+        if isinstance(value, Tensor):
+            return value.detach().to("cpu", copy=True) if rank() == 0 else value
         if isinstance(value, dict):
             return {key: self.gathered(item) for key, item in value.items()}
         if isinstance(value, list | tuple):

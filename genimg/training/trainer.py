@@ -39,7 +39,7 @@ from genimg.training.step_numbers import StepNumbers
 from genimg.training.stop_signal import StopSignal
 from genimg.training.update import StepRNG, Updater, split
 from genimg.types import Batch, Progress
-from genimg.utils.distributed import Vote, broadcast_object, raise_on_any_rank, rank, world_size
+from genimg.utils.distributed import Vote, broadcast_object, on_every_rank, raise_on_any_rank, rank, world_size
 
 if TYPE_CHECKING:
     from genimg.training.sharding import Sharding  # imports PyTorch's distributed tensors, which takes long
@@ -301,8 +301,7 @@ class Trainer:
         elif self._time_to_save and images != self._last_saved:
             self._save(best=False, timed=True)
         if self._stopping and not done:
-            self._wait_for_files()
-            raise StopRequestedError
+            self._stop()
         if self._time_is_over and not done:
             self._wait_for_files()
             raise TimeIsOverError
@@ -313,10 +312,19 @@ class Trainer:
                 if done and self.evaluator.final_num_images is not None and not self.state.final:
                     self._evaluate_at_end(self.evaluator, self.evaluator.final_num_images, logger)
             except EvaluationInterruptedError:
-                if images != self._last_saved:
-                    self._save(best=False)
-                self._wait_for_files()
-                raise StopRequestedError from None
+                self._stop()
+            # Several ranks finish an evaluation. The outcome of their next vote would be known two steps later.
+            if self._vote is not None and self.state.evaluated_at == images and not done and self._is_stop_requested():
+                self._stop()
+
+    def _is_stop_requested(self) -> bool:
+        return not on_every_rank(self.stop_signal.number is None)
+
+    def _stop(self) -> None:
+        if self.state.images != self._last_saved:
+            self._save(best=False)
+        self._wait_for_files()
+        raise StopRequestedError
 
     def _show(self, logger: Logger) -> None:
         """Sample and log pictures on the first rank."""
@@ -347,7 +355,7 @@ class Trainer:
                 if self._is_first_rank:
                     path = posthoc_ema.path_of(folder, name, self.progress.step)
                     write = partial(posthoc_ema.save, path, profile.length, self.state.images, average.copied_buffers())
-                    self._background.submit_with_copy(write, weights)
+                    self._write(write, weights)
 
     def _due(self, interval: int) -> bool:
         """Return whether the last step crossed a multiple of ``interval`` images."""
@@ -452,7 +460,7 @@ class Trainer:
         state = self.state_dict()
         if rank() == 0:
             write = partial(self.folder.save, step=self.progress.step, best=best, timed=timed)
-            self._background.submit_with_copy(write, state)
+            self._write(write, state)
         self._last_saved = self.state.images
         self._clocks.saved()
 
@@ -469,7 +477,18 @@ class Trainer:
         return {**self.describe, **self._gathered(state)}
 
     def _gathered(self, state: dict[str, Any]) -> dict[str, Any]:
-        return state if self.sharding is None else self.sharding.gathered(state)
+        """Return a state with whole weights. All ranks must call it; that of the first is to be saved."""
+        if self.sharding is None:
+            return state
+        self._background.wait()  # only one copy in memory
+        return self.sharding.gathered(state)
+
+    def _write(self, write: Callable[[Any], object], state: dict[str, Any]) -> None:
+        """Write a state in the background, from a copy, which ``_gathered`` has made if weights are divided."""
+        if self.sharding is None:
+            self._background.submit_with_copy(write, state)
+        else:
+            self._background.submit(partial(write, state))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint. The optimizers' settings come from the config, their state from the checkpoint.

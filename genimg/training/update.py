@@ -127,7 +127,8 @@ class Updater:
         self.parameters = parameters
         self.optimizers = optimizers
         self._device = precision.device
-        self._autocast = precision.autocast
+        # The cache would keep a bf16 copy of all weights that are gathered and freed.
+        self._autocast = precision.autocast if sharding is None else precision.autocast_without_cache
         self._num_ranks = world_size()
         several = self._num_ranks > 1
         self._sharding = sharding
@@ -193,7 +194,7 @@ class Updater:
             is_last = number == len(batch) - 1
             if is_last and self._statistics is not None:
                 self._statistics.begin_average()
-            with self._sums[group].of_backward() if is_last and self._sums else nullcontext():
+            with self._sums[group].of_backward(is_last=is_last) if self._sums else nullcontext():
                 (value / (len(batch) * self._num_ranks)).backward()
             total = value.detach() if total is None else total + value.detach()
             for name, part in parts.items():

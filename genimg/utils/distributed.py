@@ -131,6 +131,12 @@ def all_reduce_(tensors: Iterable[Tensor]) -> None:
             tensor.copy_(total.view(tensor.shape))
 
 
+def own_part(tensor: Tensor) -> Tensor:
+    """Return this rank's rows of a tensor that is divided among ranks (``torch.distributed.tensor.DTensor``), or the tensor."""
+    to_local = getattr(tensor, "to_local", None)  # without an import of distributed tensors, which takes long
+    return tensor if to_local is None else to_local()
+
+
 def begin_sum_(tensor: Tensor) -> Callable[[], object]:
     """Begin to replace a tensor by its sum over all ranks, and return a function that waits until this is done."""
     if not _several():

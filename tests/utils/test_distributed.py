@@ -3,10 +3,11 @@
 The tests look at what each rank saw. What a single process gives is compared with other programs in tests/evaluation.
 """
 
+import gc
 import os
 import socket
 import time
-from contextlib import nullcontext
+import weakref
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -248,15 +249,40 @@ def summed_gradients():
             for parameter in parameters:
                 parameter.grad = None
             for microbatch in range(2):
-                with sums.of_backward() if microbatch else nullcontext():
+                with sums.of_backward(is_last=microbatch == 1):
                     loss = torch.zeros(())
                     for i, parameter in enumerate(parameters):
                         if i not in unused or (i == 4 and not microbatch):
                             loss = loss + (rank() + 1) * parameter.square().sum()
                     loss.backward()
-            results.append([each.grad for each in parameters])
+            results.append([each.grad.clone() if each.grad is not None else None for each in parameters])
+        for parameter in parameters:
+            parameter.grad = None
+        first_begun = list(begun)
+        begun.clear()
+        with sums.of_backward(is_last=True):
+            sum(parameter.square().sum() for parameter in parameters).backward()
     assert parameters[-1].grad.is_contiguous(memory_format=torch.channels_last)
-    return {"parameters": [each.data for each in parameters], "gradients": results, "begun": begun}
+    mixed = [nn.Parameter(torch.ones(2, dtype=dtype)) for dtype in (torch.float64, torch.float32)]
+    with GradientSum(mixed).of_backward(is_last=True):
+        sum((rank() + 1) * parameter.double().sum() for parameter in mixed).backward()
+    network = weakref.ref(used_once(nn.Linear(2, 2)))
+    gc.collect()
+    return {
+        "parameters": [each.data for each in parameters],
+        "gradients": results,
+        "begun": first_begun,
+        "overlap": begun,
+        "mixed": [each.grad for each in mixed],
+        "freed": network() is None,
+    }
+
+
+def used_once(network):
+    sums = GradientSum(list(network.parameters()))
+    with sums.of_backward(is_last=True):
+        network(torch.ones(1, 2)).sum().backward()
+    return network
 
 
 def averaged_statistics():
@@ -350,12 +376,13 @@ def training_with_divided_weights():
     restored = Sharded()
     again = Sharding(restored, CPU)
     restored.load_state_dict(again.divided(alone_state["method"], restored))
+    gathered, restored_state = sharding.gathered(state), again.gathered(restored.state_dict())
     return {
         "norms": (norms, alone_norms),
         "sampled": (sampled, expected),
         "part": part,
-        "state": (sharding.gathered(state) if rank() == 0 else sharding.gathered(state) and None, alone_state),
-        "restored": (again.gathered(restored.state_dict()) if rank() == 0 else again.gathered(restored.state_dict()) and None),
+        "state": (gathered if rank() == 0 else None, alone_state),
+        "restored": restored_state if rank() == 0 else None,
     }
 
 
@@ -597,8 +624,17 @@ def test_gradients_are_summed_over_ranks_and_microbatches_while_others_are_compu
 
 def test_a_message_is_sent_before_the_backward_pass_has_ended(ranks):
     for seen in ranks:
-        first, *_ = seen["summed gradients"]["begun"]
-        assert first == (24, 6)
+        sent = seen["summed gradients"]["overlap"]
+        assert sent[0] == (24, 1)  # when only the last parameter had its gradient
+        assert [size for size, _ in sent] == [24, 6, 10, 12]
+
+
+def test_each_type_of_gradient_has_its_own_message_and_networks_are_freed(ranks):
+    total = sum(number + 1.0 for number in range(len(ranks)))
+    for seen in ranks:
+        for gradient, dtype in zip(seen["summed gradients"]["mixed"], (torch.float64, torch.float32), strict=True):
+            assert torch.equal(gradient, torch.full((2,), total, dtype=dtype))
+        assert seen["summed gradients"]["freed"]
 
 
 def test_divided_weights_train_sample_and_are_saved_as_whole_ones(ranks):
