@@ -125,8 +125,8 @@ class Training:
         except TimeIsOverError:
             summary["status"] = "stopped"
             log.warning(
-                "the time of trainer.duration=%s is over after %d of %d images, because the machine has become slower than "
-                "measured at the start; the checkpoint is written",
+                "the time of trainer.duration=%s is over after %d of %d images, because training was slower than measured "
+                "at the start; the checkpoint is written",
                 self.config["trainer"]["duration"], state.images, trainer.settings.duration,
             )  # fmt: skip
             log.warning("to train the rest: %s %s", _command(), argument("resume", relative(run_dir)))

@@ -75,7 +75,7 @@ def images_per_second(parts: TrainingComponents, config: Mapping[str, Any]) -> f
             per_image += evaluation / parts.evaluator.interval
         else:
             available -= float(budget / interval) * evaluation
-    images = available / per_image
+    images = broadcast_object(available / per_image)  # all ranks must decide alike
     if images < 10 * batch_size:
         what = f"an evaluation takes about {time_in_words(evaluation)} and " if evaluation else ""
         raise ConfigError(
@@ -83,12 +83,11 @@ def images_per_second(parts: TrainingComponents, config: Mapping[str, Any]) -> f
             "give a longer time, or set evaluation=none",
             key="trainer.duration",
         )
-    rate: float = broadcast_object(images / float(budget))
     log.info(
         "measured: %.1f ms a step of %d images%s",
         1e3 * step, batch_size, f", {time_in_words(evaluation)} an evaluation" if evaluation else "",
     )  # fmt: skip
-    return rate
+    return float(images / float(budget))
 
 
 def _whole_evaluation(parts: TrainingComponents, trainer: Trainer, budget: float) -> float:
