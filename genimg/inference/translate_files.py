@@ -9,7 +9,6 @@ from pathlib import Path, PurePosixPath
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from genimg.data.facts import DataFacts
 from genimg.errors import CheckpointError, ConfigError
@@ -21,6 +20,7 @@ from genimg.utils.files import naming_full_disk
 from genimg.utils.images import save_png, write_png
 from genimg.utils.outputs import Record, own_folder, stamp_of
 from genimg.utils.paths import relative
+from genimg.utils.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def _write_all(
 ) -> list[tuple[Tensor, ...]]:
     """Write the translations, and return the first sources and results for the grid."""
     shown: dict[int, tuple[Tensor, ...]] = {}
-    with tqdm(total=len(pictures), desc="translating", unit="image", disable=None) as progress:
+    with Progress(total=len(pictures), desc="translating", unit="image") as progress:
         for batch in _batches(translator, pictures):
             images = torch.stack([read_image(each, translator.channels, levels) for each in batch])
             masks = torch.stack([read_mask(each) for each in batch]) if batch[0].mask is not None else None

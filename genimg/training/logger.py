@@ -23,7 +23,9 @@ from genimg.utils.files import atomically
 from genimg.utils.images import grid, write_png
 from genimg.utils.json_text import parse_json
 from genimg.utils.mappings import flatten
+from genimg.utils.progress import SECONDS_BETWEEN_LINES
 from genimg.utils.regular_files import open_regular, read_regular, require_at_most
+from genimg.utils.terminal import is_terminal
 
 log = logging.getLogger(__name__)
 
@@ -243,17 +245,15 @@ class SilentLogger(Logger):
 
 
 class ProgressBar:
-    """A bar with images/s, losses and time left on a terminal, otherwise one line per minute. Only the first rank shows it.
+    """A bar with images/s, losses and time left on a terminal, otherwise a line every ten seconds, on the first rank only.
 
     Args:
         total: Number of images in the whole run.
         initial: Number of images already seen.
     """
 
-    seconds_between_lines = 60.0
-
     def __init__(self, *, total: int, initial: int) -> None:
-        self.interactive = sys.stderr.isatty() and rank() == 0
+        self.interactive = is_terminal(sys.stderr) and rank() == 0 and initial < total
         self.total = total
         self.images = self._initial = initial
         self._numbers = ""
@@ -268,7 +268,7 @@ class ProgressBar:
             self._bar.update(images)
             return
         now = time.monotonic()
-        if now - self._last_line >= self.seconds_between_lines:
+        if now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
             rate = (self.images - self._initial) / (now - self._start)
             left = (self.total - self.images) / rate

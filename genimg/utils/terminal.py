@@ -91,6 +91,19 @@ def protect_standard_streams() -> None:
             setattr(sys, name, TolerantStream(stream))
 
 
+def is_terminal(stream: TextIO) -> bool:
+    """Return whether a stream is a terminal that can show something.
+
+    A terminal of 0 columns, as some containers and continuous-integration services provide, counts as none.
+    """
+    if not stream.isatty():
+        return False
+    try:
+        return os.get_terminal_size(stream.fileno()).columns > 0
+    except (OSError, ValueError):  # the stream has no descriptor, or its size cannot be read
+        return True
+
+
 def write_to_stderr(text: str) -> None:
     """Write without Python's buffers and locks, as a signal handler must, and ignore errors."""
     with contextlib.suppress(OSError):

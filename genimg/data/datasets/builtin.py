@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from genimg.data.classes import Classes, stray_images
 from genimg.data.datasets.caption_files import FolderCaptions
@@ -29,6 +28,7 @@ from genimg.data.tasks.base import Task
 from genimg.errors import ConfigError, DataError, NeedsDownloadError, first_line
 from genimg.utils.machine_local import MayDownload
 from genimg.utils.pillow import open_image
+from genimg.utils.progress import Progress
 
 
 class CorruptImageError(DataError):
@@ -348,7 +348,7 @@ def _torchvision(
     if raw.shape[1:3] == (pixels.height, pixels.width) and (3 if raw.ndim == 4 else 1) == pixels.channels:
         images = raw[:, None] if raw.ndim == 3 else raw.transpose(0, 3, 1, 2)
     else:
-        progress = tqdm(raw, desc=f"resizing {name}", unit="image", leave=False, disable=None)
+        progress = Progress(raw, desc=f"resizing {name}", unit="image", leave=False)
         images = np.stack([pixels.apply(Image.fromarray(image)) for image in progress])
     labels = np.asarray(data.targets, dtype=np.int64)
     return ArrayDataset(f"{name}/{split}", np.ascontiguousarray(images), labels, [str(c) for c in data.classes])
