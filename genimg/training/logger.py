@@ -25,12 +25,13 @@ from genimg.utils.json_text import parse_json
 from genimg.utils.mappings import flatten
 from genimg.utils.progress import SECONDS_BETWEEN_LINES
 from genimg.utils.regular_files import open_regular, read_regular, require_at_most
-from genimg.utils.terminal import is_terminal
+from genimg.utils.terminal import as_many_as_fit, columns_of, is_terminal
 
 log = logging.getLogger(__name__)
 
 _RECORDS = "metrics.jsonl"
 _MOST_RECORDED = 2**29  # bytes
+_COLUMNS_OF_BAR = 60  # characters of a progress bar before the numbers
 _MOST_SHOWN = 5  # line numbers in a message
 
 
@@ -279,8 +280,11 @@ class ProgressBar:
 
     def show(self, numbers: Mapping[str, float]) -> None:
         """Show numbers beside the bar."""
-        self._numbers = " ".join(f"{name.split('/')[-1]}={value:.3g}" for name, value in numbers.items())
-        self._bar.set_postfix_str(self._numbers)
+        parts = [f"{name.split('/')[-1]}={value:.3g}" for name, value in numbers.items()]
+        self._numbers = " ".join(parts)
+        if self.interactive and parts:
+            room = columns_of(sys.stderr) - _COLUMNS_OF_BAR  # tqdm would cut the line in the middle of a number
+            self._bar.set_postfix_str(as_many_as_fit(parts, room))
 
     def close(self) -> None:
         self._bar.close()

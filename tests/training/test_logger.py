@@ -1,6 +1,9 @@
 """Records, pictures and running means."""
 
+import io
 import json
+import re
+import sys
 
 import numpy as np
 import pytest
@@ -143,3 +146,17 @@ def test_a_finished_run_shows_no_bar(monkeypatch, capsys):
     monkeypatch.setattr(logging_of_runs, "is_terminal", lambda stream: True)
     ProgressBar(total=1000, initial=1000).close()
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("columns", [80, 100, 140])
+def test_the_numbers_beside_a_bar_are_cut_between_names(monkeypatch, columns):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(logging_of_runs, "columns_of", lambda stream: columns)
+    bar = ProgressBar(total=1000, initial=0)
+    bar.show({f"loss/number{i}": 0.25 for i in range(9)})
+    bar.close()
+    shown = re.findall(r"(\S+=[\d.]*)", terminal.getvalue())
+    assert shown
+    assert all(re.fullmatch(r"number\d=0\.25", each) for each in shown)
