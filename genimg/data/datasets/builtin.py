@@ -50,6 +50,7 @@ class ImageDataset(ABC):
         captioned: Whether images have captions.
         task: Task that splits each image into source and target, if the images are pairs; None otherwise.
         validation: Held-out images of the same kind; None if there are none.
+        part_of: Number of images from which ``data.max_images`` has chosen these; None if they are all.
         fingerprint: Hexadecimal digest of everything that determines the images, without their labels; a cache key.
         latent_key: Key of the images' latents in batches, which contains the digest of their autoencoder, or ``noise`` for the
             noise from which the images were generated; None without either.
@@ -63,6 +64,7 @@ class ImageDataset(ABC):
     captioned: bool = False
     task: Task | None = None
     validation: ImageDataset | None = None
+    part_of: int | None = None
     fingerprint: str
 
     def __str__(self) -> str:
