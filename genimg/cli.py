@@ -32,7 +32,8 @@ from genimg.config.messages import explain_flag
 from genimg.config.sampling_arguments import with_open_sampling, with_sampling_options
 from genimg.errors import ConfigError
 from genimg.utils.paths import config_dir
-from genimg.utils.terminal import protect_standard_streams
+from genimg.utils.terminal import is_terminal, protect_standard_streams
+from genimg.utils.torchrun import rank_of_torchrun
 
 
 def train() -> None:
@@ -90,6 +91,17 @@ def export() -> None:
     """genimg-export"""
     with _command("export", "export.export") as run:
         run()
+
+
+def _greet(name: str) -> None:
+    """Write a line before the slow imports, so a user sees within a second that the command has started.
+
+    It goes to standard error, and only if that is a terminal: pipes and logs stay as they are. Hydra's flags that only print
+    something, such as --cfg and -sc, have no such line.
+    """
+    flags = [word for word in sys.argv[1:] if word.startswith("-") and word not in ("-m", "--multirun")]
+    if not flags and is_terminal(sys.stderr) and rank_of_torchrun() == 0:
+        print(f"genimg-{name}: starting (loading PyTorch takes a few seconds)", file=sys.stderr, flush=True)
 
 
 def _member(dotted: str) -> Callable[..., Any]:
@@ -152,6 +164,7 @@ def _command(
             os.environ[resolvers.COMMAND_LINE] = shlex.join(sys.argv[1:])
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
         logging.raiseExceptions = False  # a full disk must not bury the message under tracebacks of logging
+        _greet(name)
         yield hydra.main(version_base="1.3", config_path=config_dir(), config_name=primary)(task)
         if failures:
             raise failures[0].error

@@ -164,6 +164,10 @@ def test_train_evaluate_and_sample(home: Path) -> None:
     assert "to train longer than 9 steps: genimg-train resume=run trainer.duration=..." in again
     assert "images/s" not in again
     assert "finished" not in again
+    shorter = succeed("train", "resume=run", "trainer.duration=4 steps")
+    assert "nothing to train: trainer.duration=4 steps is 64 images, and this run has seen 144 already" in shorter
+    assert "genimg-train resume=run trainer.duration='... images'" in shorter
+    assert "this run is complete" not in shorter
 
     succeed("evaluate", "ckpt=run", "output=result.json")
     result = json.loads((home / "result.json").read_text())

@@ -421,6 +421,8 @@ def describe_parts(parts: TrainingComponents, config: Mapping[str, Any]) -> None
     """
     source, groups = parts.source, parts.method.parameter_groups()
     log.info("data: %s, %d %s, storage %s", source.name, len(source), _shape(parts), parts.data.storage)
+    if source.part_of is not None:
+        log.info("data.max_images: a random part of %d images, the same in every run", source.part_of)
     if source.validation is not None:
         log.info("held out for the evaluation: %d", len(source.validation))
     if (key := source.latent_key) is not None and key in parts.data.keys:

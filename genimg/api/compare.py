@@ -16,6 +16,8 @@ from genimg.utils.paths import expanded, relative
 
 log = logging.getLogger(__name__)
 
+_LONGEST_TITLE = 26  # characters of a column's header; longer ones would run into each other on a terminal
+
 
 @dataclass(frozen=True)
 class _Result:
@@ -33,6 +35,8 @@ class _Result:
 def compare_results(given: Sequence[str], which: str) -> None:
     """Print both results and the differences that make them incomparable.
 
+    The columns are named A and B, with a line for each above the table, if the names would be too long or the same.
+
     Args:
         given: Two files written by ``output=``, or run directories.
         which: Evaluation of a run directory, ``last`` or ``best``.
@@ -44,7 +48,12 @@ def compare_results(given: Sequence[str], which: str) -> None:
     if len(given) != 2:
         raise ConfigError(f"compare={given} must name two results: compare=[A.json,B.json]")
     records = [_read_result(expanded("compare", path), which) for path in given]
-    log.info("%s", table({str(path): record.metrics for path, record in zip(given, records, strict=True)}))
+    titles = [str(path) for path in given]
+    if max(map(len, titles)) > _LONGEST_TITLE or titles[0] == titles[1]:
+        titles = ["A", "B"]
+        for title, path in zip(titles, given, strict=True):
+            log.info("%s: %s", title, path)
+    log.info("%s", table({title: record.metrics for title, record in zip(titles, records, strict=True)}))
     found = differences(records[0].provenance, records[1].provenance)
     grave = [difference for difference in found if difference.matters]
     if grave:

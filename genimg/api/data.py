@@ -11,7 +11,7 @@ from genimg.config.instantiate import Builder, mounted
 from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.datasets.unpaired import UnpairedDataset
 from genimg.data.loader import NOISE_KEY, ImageLoader, UnpairedImageLoader
-from genimg.data.split import without_validation
+from genimg.data.split import at_most, without_validation
 from genimg.data.tasks.base import Task
 from genimg.data.transforms import SampleAugment
 from genimg.errors import ConfigError, UserError
@@ -23,13 +23,16 @@ _OF_LOADER = ("storage", "num_workers", "horizontal_flip", "max_corrupt")
 def build_dataset(config: Mapping[str, Any], builder: Builder, given: ImageDataset | None = None) -> ImageDataset:
     """Build the training dataset, with held-out images as its ``validation``.
 
+    Images are held out before ``data.max_images`` selects a part of the others, so they do not depend on it.
+
     Args:
         config: Resolved config.
         builder: Builder of its nodes.
         given: Dataset to use instead of the config's.
 
     Raises:
-        ConfigError, DataError: If there are no such images, or ``data.validation`` selects none of them.
+        ConfigError, DataError: If there are no such images, ``data.validation`` selects none of them, or ``data.max_images``
+            selects all.
     """
     data, validation = config["data"], config["data"].get("validation", 0)
     if given is None and data["_target_"] == GIVEN:
@@ -39,20 +42,22 @@ def build_dataset(config: Mapping[str, Any], builder: Builder, given: ImageDatas
     another = isinstance(validation, str)
     other = other_split(data, validation, key="data.validation", instead="give a share such as 0.1") if another else {}
     dataset: ImageDataset = builder.build(_without_loader(data), "data") if given is None else given
-    if not another:
+    if another:
+        try:
+            dataset.validation = builder.build(_without_loader(other), "data")
+        except UserError as error:
+            raise ConfigError(f"data.validation={validation}: {error}") from error
+        if dataset.validation.fingerprint == dataset.fingerprint:
+            raise ConfigError(f"data.validation={validation} selects the training images: change data.images or data.split")
+    else:
         with mounted("data", without_validation):
-            return without_validation(dataset, validation)
-    try:
-        dataset.validation = builder.build(_without_loader(other), "data")
-    except UserError as error:
-        raise ConfigError(f"data.validation={validation}: {error}") from error
-    if dataset.validation.fingerprint == dataset.fingerprint:
-        raise ConfigError(f"data.validation={validation} selects the training images: change data.images or data.split")
-    return dataset
+            dataset = without_validation(dataset, validation)
+    with mounted("data", at_most):
+        return at_most(dataset, data.get("max_images"))
 
 
 def other_split(data: Mapping[str, Any], split: str, *, key: str, instead: str) -> dict[str, Any]:
-    """Return the config of another split of the same data, with nothing held out.
+    """Return the config of another split of the same data, with all of its images and nothing held out.
 
     Args:
         data: Config of the training data.
@@ -70,7 +75,7 @@ def other_split(data: Mapping[str, Any], split: str, *, key: str, instead: str) 
     arrays: dict[str, Any] = {}
     if "images" in data:  # an archive's array names belong to one split
         arrays = {"images": None, "labels": "none" if data["labels"] == "none" else "auto"}
-    return {**data, **arrays, "split": split, "validation": 0}
+    return {**data, **arrays, "split": split, "validation": 0, "max_images": None}
 
 
 def build_task(config: Mapping[str, Any], dataset: ImageDataset, builder: Builder) -> Task | None:
@@ -121,4 +126,4 @@ def build_loader(
 
 
 def _without_loader(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in data.items() if key not in (*_OF_LOADER, "validation")}
+    return {key: value for key, value in data.items() if key not in (*_OF_LOADER, "validation", "max_images")}

@@ -149,7 +149,7 @@ class Training:
         if summary["status"] == "stopped":
             return
         if images_before >= trainer.settings.duration:
-            _say_that_it_is_complete(state, self.config["trainer"]["duration"], trainer.evaluator, run_dir)
+            _say_that_it_is_complete(state, self.config["trainer"]["duration"], trainer, run_dir)
             return
         if rank() == 0 and state.last:
             settings = {key: value for key, value in self.config.items() if key not in _NO_HYPERPARAMETERS}
@@ -168,13 +168,22 @@ def _command() -> str:
     return "torchrun ... -m genimg.train" if world_size() > 1 else "genimg-train"
 
 
-def _say_that_it_is_complete(state: TrainingState, duration: str, evaluator: ScheduledEvaluator | None, run_dir: Path) -> None:
+def _say_that_it_is_complete(state: TrainingState, duration: str, trainer: Trainer, run_dir: Path) -> None:
+    resume = f"{_command()} {argument('resume', relative(run_dir))}"
+    if (images := trainer.settings.duration) < state.images:
+        log.warning(
+            "nothing to train: trainer.duration=%s is %s images, and this run has seen %s already; to continue, set more than "
+            "that: %s trainer.duration='... images'",
+            duration, f"{images:,}", f"{state.images:,}", resume,
+        )  # fmt: skip
+        return
+    evaluator = trainer.evaluator
     name = (evaluator.primary or "") if evaluator else ""
     result = f": {name} is {state.last[name]:.6g}" if name in state.last else ""
     if result and state.best_images != state.images:
         result += f", and was {state.best[name]:.6g} at its {state.best_description}"
     log.info("this run is complete, with %d images%s", state.images, result)
-    log.info("to train longer than %s: %s %s trainer.duration=...", duration, _command(), argument("resume", relative(run_dir)))
+    log.info("to train longer than %s: %s trainer.duration=...", duration, resume)
 
 
 def _why_it_ended(error: NonFiniteError | WorseningError, trainer: Trainer) -> str:

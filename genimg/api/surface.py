@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from genimg.api.checkpoints import TrainedCheckpoint
 from genimg.api.evaluate_request import Request
@@ -38,6 +37,7 @@ from genimg.utils.distributed import broadcast_object, rank
 from genimg.utils.files import alone_in, atomically, check_writable, write_json
 from genimg.utils.outputs import require_own_file, stamp_of
 from genimg.utils.paths import relative, run_directory_of
+from genimg.utils.progress import Progress
 from genimg.utils.regular_files import UnsafeFileError
 from genimg.utils.type_hints import as_written
 from genimg.utils.words import nearest, quoted
@@ -99,7 +99,7 @@ def measure_surface(
         missing = [each for each in planned if surface.point_with(each.options) is None]
         log.info("surface: %d points, %d of them already measured", len(planned), len(planned) - len(missing))
         weights = checkpoint.weights_label
-        for each in tqdm(missing, desc="surface", unit="point", disable=None if rank() == 0 else True):
+        for each in Progress(missing, desc="surface", unit="point"):
             if each.checkpoint.weights_label != weights:
                 method, weights = each.checkpoint.method(device), each.checkpoint.weights_label
             surface = surface.with_point(_measured(each, request, evaluator, method, real, held_out, device))

@@ -149,7 +149,7 @@ def _images(groups: Mapping[str, Any], options: Features, device: torch.device) 
     everything = np.arange(len(source), dtype=np.int64)
     if config.get("split") == "train":
         test = "val" if config["_target_"].endswith(".imagenet") else "test"
-        other = build_dataset({"data": {**config, "split": test}}, builder)
+        other = build_dataset({"data": {**config, "split": test, "max_images": None}}, builder)
         test_data = build_loader(groups, other, device)
         test_data.load()
         return LabelledImages(data, everything), LabelledImages(test_data, np.arange(len(other), dtype=np.int64))

@@ -18,7 +18,7 @@ from genimg.errors import ConfigError
 from genimg.inference.image_files import checked_output, find_pictures, with_sizes
 from genimg.inference.tiling import check_tiles
 from genimg.inference.translate import chosen_direction, way_of_training
-from genimg.inference.translate_files import halves, require_whole, translate_files, with_fitting_masks
+from genimg.inference.translate_files import halves, require_whole, translate_files, warn_of_unusual_sizes, with_fitting_masks
 from genimg.inference.translate_labels import between_labels, image_translator
 from genimg.methods.capabilities import Translates, TranslatesRandomly
 from genimg.training.device import choose_device
@@ -77,6 +77,7 @@ def translate(composed: DictConfig) -> None:
         batch_size=options.batch_size, seed=options.seed, num_samples=options.num_samples, sampling=options.sampling,
         other_options=own,
     )  # fmt: skip
+    warn_of_unusual_sizes(translator, pictures, facts)
     log.info("from %s, trained on %d images", relative(checkpoint.path), checkpoint.images)
     recorded = {key: getattr(options, key) for key in _RECORDED} | {"weights": checkpoint.weights_label}
     about = {"checkpoint": str(checkpoint.path.resolve()), "checkpoint_images": checkpoint.images, "options": recorded}

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 _NEW: Node = {"init_from": None, "expected": [], "distributed": "replicated"}
 """Keys that the configs of earlier versions lack, with their defaults."""
 
+_ADDED = ("data.max_images",)  # keys that checkpoints of earlier versions lack; null is their behaviour
+
 # Keys that may differ from the checkpoint's config without changing the training. trainer.duration is one of them because
 # schedules that depend on it store their own duration.
 _HARMLESS = (
@@ -282,7 +284,8 @@ def _differences(old: Node, new: Node) -> dict[str, str]:
     flat_old, flat_new = flatten(old), flatten(new)
     keys = [key for key in sorted(flat_old | flat_new) if not _harmless(key)]
     changes = {key: (flat_old.get(key, _ABSENT), flat_new.get(key, _ABSENT)) for key in keys}
-    return {key: f"{before} -> {now}" for key, (before, now) in changes.items() if before != now}
+    added = {key for key, values in changes.items() if key in _ADDED and set(values) == {None, _ABSENT}}
+    return {key: f"{before} -> {now}" for key, (before, now) in changes.items() if before != now and key not in added}
 
 
 def _in_short(changes: dict[str, str], old_raw: Node, new_raw: Node) -> str:

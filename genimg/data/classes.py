@@ -10,6 +10,8 @@ import logging
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,13 @@ from numpy.typing import NDArray
 
 from genimg.errors import DataError
 from genimg.utils.json_text import parse_json
+from genimg.utils.pillow import suffixes
 
 log = logging.getLogger(__name__)
 
 LABELS_FILE = "dataset.json"
 _MOST_CLASSES = 1_000_000  # because each class gets a name
+_MOST_LOOKED_AT = 1000  # entries of a directory, because a message must not take long
 _IGNORE = "or ignore the labels with labels=none"
 
 
@@ -141,3 +145,25 @@ def _names(given: Any, count: int, where: str) -> tuple[str, ...]:
             "correct or remove it",
         )
     return tuple(f"{label} - {name}" for label, name in enumerate(given))
+
+
+def find_class_folders(root: Path, name: str, split: str) -> Path | None:
+    """Return a directory with at least two subdirectories of image files, in one of the usual places; None if there is none.
+
+    Args:
+        root: Directory to search, without its deeper subdirectories.
+        name: Name of the dataset, which may be the name of a directory.
+        split: Name of the split, which may be the name of a directory, too.
+    """
+    for place in (root / name / split, root / split, root / name, root):
+        try:
+            folders = [entry for entry in sorted(place.iterdir())[:_MOST_LOOKED_AT] if entry.is_dir()]
+            if sum(_has_images(folder) for folder in folders) >= 2:
+                return place
+        except OSError:  # it does not exist, or cannot be read
+            continue
+    return None
+
+
+def _has_images(folder: Path) -> bool:
+    return any(entry.suffix.lower() in suffixes() for entry in islice(folder.iterdir(), _MOST_LOOKED_AT))

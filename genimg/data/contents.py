@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
-from tqdm import tqdm
+from genimg.utils.progress import Progress
 
 MOST_FILES = 10_000
 """Maximum number of files to read; if there are more, those whose names have the smallest hashes are read."""
@@ -37,7 +37,7 @@ def digest_of_contents(root: Path, paths: Sequence[str]) -> str:
     bounds = [*range(0, len(chosen), _BATCH), len(chosen)]
     with (
         ThreadPoolExecutor(_THREADS) as pool,
-        tqdm(total=len(chosen), desc=f"reading {root}", unit="file", delay=2.0, leave=False, disable=None) as progress,
+        Progress(total=len(chosen), desc=f"reading {root}", unit="file", delay=2.0, leave=False) as progress,
     ):
         for digests in pool.map(lambda part: [_digest(root, path) for path in part],
                                 [chosen[start:stop] for start, stop in pairwise(bounds)]):  # fmt: skip

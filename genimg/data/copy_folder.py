@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from genimg.data.copies import CopyJob, Record, copy_name, read_image, stem, write_copies
 from genimg.data.corrupt import too_many
@@ -24,6 +23,7 @@ from genimg.errors import ConfigError, DataError
 from genimg.utils.files import atomically, naming_full_disk
 from genimg.utils.images import grid, to_float, write_png
 from genimg.utils.outputs import own_folder, stamp_of
+from genimg.utils.progress import Progress
 from genimg.utils.threads import map_in_order
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def _write_all(job: CopyJob, folder: Path, max_corrupt: int | None, num_workers:
         # A byte of a name that is not UTF-8 is written as \udcXX, which JSON reads back.
         open(folder / "metadata.jsonl", "w", encoding="utf-8", errors="backslashreplace", newline="\n") as metadata,
         contextlib.closing(_made(job, folder, num_workers)) as results,
-        tqdm(total=job.copies * len(job.paths), desc=f"augmenting {job.root}", unit="image", disable=None) as progress,
+        Progress(total=job.copies * len(job.paths), desc=f"augmenting {job.root}", unit="image") as progress,
     ):
         for index, result in enumerate(results):
             if isinstance(result, str):

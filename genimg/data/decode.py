@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from genimg.data.image_files import ImageFiles
 from genimg.errors import ConfigError, DataError
 from genimg.types import height_width
 from genimg.utils.pillow import open_header, upright, upright_size
+from genimg.utils.progress import Progress
 
 FITS = ("crop", "stretch", "pad")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -164,7 +164,7 @@ def common_format(files: ImageFiles) -> PixelFormat:
         DataError: If sizes differ, naming two files, or a file is not an image.
     """
     first, size, channels = "", (0, 0), 1
-    for path in tqdm(files.paths, desc="reading sizes", unit="image", leave=False, disable=None):
+    for path in Progress(files.paths, desc="reading sizes", unit="image", leave=False):
         try:
             with open_header(files.open(path)) as image:
                 found = upright_size(image)

@@ -33,9 +33,10 @@ def identity_of(source: ImageDataset, *, captions: bool = False, masks: str | No
         masks: Fingerprint of a task's mask files; None if it has none.
 
     Returns:
-        ``num_images``; ``shape`` (C, H, W); ``class_names`` and ``class_counts`` by label; ``order``, a digest of the file
-        names if there are files; ``fingerprint`` of the contents; digests of ``labels``, ``captions`` and ``masks``; and
-        the fingerprint of the images for ``validation``. Missing items are None.
+        ``num_images``; ``part_of``, the number of images from which ``data.max_images`` has chosen them; ``shape`` (C, H, W);
+        ``class_names`` and ``class_counts`` by label; ``order``, a digest of the file names if there are files;
+        ``fingerprint`` of the contents; digests of ``labels``, ``captions`` and ``masks``; and the fingerprint of the images
+        for ``validation``. Missing items are None.
     """
     names, counts = source.file_names(), None
     if source.labels is not None:
@@ -44,6 +45,7 @@ def identity_of(source: ImageDataset, *, captions: bool = False, masks: str | No
     return {
         "name": source.name,
         "num_images": len(source),
+        "part_of": source.part_of,
         "shape": list(source.shape),
         "class_names": list(source.class_names),
         "class_counts": counts,

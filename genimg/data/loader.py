@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from genimg.data.captions import caption_length, encode
 from genimg.data.corrupt import Corruption, read_many_valid
@@ -34,6 +33,7 @@ from genimg.errors import ConfigError, DataError
 from genimg.types import Batch
 from genimg.utils.environment import num_cores
 from genimg.utils.images import to_float
+from genimg.utils.progress import Progress
 from genimg.utils.rng import Stream, keys_of, seed_of
 from genimg.utils.terminal import stop_signals
 from genimg.utils.torchrun import processes_of_this_host
@@ -221,7 +221,7 @@ class ImageLoader:
             return len(indices), problems
 
         pool = ThreadPoolExecutor(max(1, self.num_workers))
-        progress = tqdm(total=len(images), desc=f"loading {self.source.name}", unit="image", disable=None)
+        progress = Progress(total=len(images), desc=f"loading {self.source.name}", unit="image")
         try:
             for count, problems in pool.map(decode, range(0, len(images), _PIECE)):
                 self._report(problems)

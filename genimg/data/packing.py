@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 import genimg
 from genimg.data.corrupt import none_decodable, too_many
@@ -24,6 +23,7 @@ from genimg.data.datasets.builtin import CorruptImageError, ImageDataset
 from genimg.data.packed_files import CAPTIONS, CHECKSUMS, LABELS, LATENT_CHECKSUMS, Description, Shard
 from genimg.data.packed_latents import LATENTS, LatentSource
 from genimg.utils.environment import num_cores
+from genimg.utils.progress import Progress
 from genimg.utils.threads import map_in_order
 
 CORRUPT = "corrupt.txt"
@@ -196,7 +196,7 @@ def _write_images(
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Write all images; return the indices of the written ones and the errors of corrupt ones."""
     kept, problems = [np.empty(0, dtype=np.int64)], []
-    with tqdm(total=len(source), desc=f"packing {source.name}", unit="image", disable=None) as progress:
+    with Progress(total=len(source), desc=f"packing {source.name}", unit="image") as progress:
         for piece in pieces:
             problems += piece.problems
             if max_corrupt is not None and len(problems) > max_corrupt:

@@ -18,40 +18,40 @@ class Subset(ImageDataset):
 
     Args:
         source: The whole dataset, kept as ``whole``.
-        indices: Increasing indices of the images, int64 [N].
+        indices: Increasing indices of the images, int64 [N], kept as ``indices``.
     """
 
     def __init__(self, source: ImageDataset, indices: NDArray[np.int64]) -> None:
-        self.whole, self._indices = source, indices
+        self.whole, self.indices = source, indices
         self.name, self.shape, self.class_names = source.name, source.shape, source.class_names
         self.labels = None if source.labels is None else source.labels[indices]
         self.captioned, self.task, self.latent_key = source.captioned, source.task, source.latent_key
         self.fingerprint = digest("part", source.fingerprint, indices.tolist())
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self.indices)
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        return self.whole.read(int(self._indices[index]))
+        return self.whole.read(int(self.indices[index]))
 
     def read_many(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return self.whole.read_many(self._indices[indices])
+        return self.whole.read_many(self.indices[indices])
 
     def title(self, index: int) -> str:
-        return self.whole.title(int(self._indices[index]))
+        return self.whole.title(int(self.indices[index]))
 
     def file_names(self) -> Sequence[str] | None:
         names = self.whole.file_names()
-        return None if names is None else [names[index] for index in self._indices.tolist()]
+        return None if names is None else [names[index] for index in self.indices.tolist()]
 
     def caption(self, index: int) -> str | None:
-        return self.whole.caption(int(self._indices[index]))
+        return self.whole.caption(int(self.indices[index]))
 
     def captions(self, indices: NDArray[np.int64]) -> list[str | None]:
-        return self.whole.captions(self._indices[indices])
+        return self.whole.captions(self.indices[indices])
 
     def latents(self, indices: NDArray[np.int64]) -> NDArray[np.float16]:
-        return self.whole.latents(self._indices[indices])
+        return self.whole.latents(self.indices[indices])
 
 
 def without_validation(source: ImageDataset, validation: float) -> ImageDataset:
@@ -90,6 +90,28 @@ def without_validation(source: ImageDataset, validation: float) -> ImageDataset:
     return training
 
 
+def at_most(source: ImageDataset, max_images: int | None) -> ImageDataset:
+    """Return ``max_images`` random training images, with the same images for validation.
+
+    Like the choice of images for validation, it does not depend on the run, and a smaller part belongs to every larger one,
+    except for a few images if shares of classes are rounded.
+
+    Args:
+        source: Training images.
+        max_images: Number of images (of unpaired data, from each domain); None returns ``source`` unchanged.
+
+    Raises:
+        ConfigError: If there are fewer images.
+    """
+    if max_images is None or max_images == len(source):
+        return source
+    if max_images > len(source):
+        raise ConfigError(f"max_images={max_images} has no effect, because {source.name} has {len(source)} images: remove it")
+    part = random_part(source, max_images)
+    part.validation, part.part_of = source.validation, len(source)
+    return part
+
+
 def random_part(source: ImageDataset, count: int) -> ImageDataset:
     """Return ``count`` random images (of unpaired data, from each domain), or all if there are fewer, without validation."""
     if isinstance(source, UnpairedDataset):
@@ -108,6 +130,8 @@ def _without_validation_of_domains(source: UnpairedDataset, share: float) -> Unp
 
 
 def _part(source: ImageDataset, indices: NDArray[np.int64]) -> ImageDataset:
+    if isinstance(source, Subset):  # a part of a part is read from the whole
+        return Subset(source.whole, source.indices[indices])
     if not isinstance(source, ArrayDataset):
         return Subset(source, indices)
     labels = None if source.labels is None else source.labels[indices]

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from genimg.evaluation.compare import Naming, compare
 from genimg.evaluation.feature_stats import FeatureStats
 from genimg.evaluation.metrics import Metric
+from genimg.utils.progress import Progress
 from genimg.utils.rng import Stream, seed_of
 
 
@@ -41,7 +41,7 @@ def intervals(
     generator = torch.Generator().manual_seed(seed_of(seed, Stream.BOOTSTRAP))
     found: dict[str, list[float]] = {}
     least: dict[str, float] = {}
-    for _ in tqdm(range(resamples if chosen else 0), desc="bootstrap", unit="resample", leave=False, disable=None):
+    for _ in Progress(range(resamples if chosen else 0), desc="bootstrap", unit="resample", leave=False):
         rows = torch.randint(fake.num_images, (fake.num_images,), generator=generator)
         resampled = fake.resampled(rows)
         for metric in chosen:

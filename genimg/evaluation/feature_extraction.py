@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.feature_stats import Collector, FeatureStats
 from genimg.evaluation.image_sets import ImageSet
-from genimg.utils.distributed import all_gather_rows, rank, shard
+from genimg.utils.distributed import all_gather_rows, shard
 from genimg.utils.exact import double
+from genimg.utils.progress import Progress
 
 
 class EvaluationInterruptedError(Exception):
@@ -100,8 +100,7 @@ def ranges(
     Raises:
         EvaluationInterruptedError: If ``should_stop`` returns true.
     """
-    hidden = None if rank() == 0 else True
-    with tqdm(total=len(positions), desc=title, unit="img", leave=False, disable=hidden) as bar:
+    with Progress(total=len(positions), desc=title, unit="image", leave=False) as bar:
         for start in range(positions.start, positions.stop, batch_size):
             if should_stop():
                 raise EvaluationInterruptedError

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from genimg.evaluation.extractors.base import Extractor, three_channels
 from genimg.evaluation.image_sets import ImageSet
 from genimg.utils.images import to_float
+from genimg.utils.progress import Progress
 
 
 def nearest_images(
@@ -36,7 +36,7 @@ def nearest_images(
     queries = torch.cat([extractor(batch)[0].float() for batch in made.split(batch_size)])
     distances = torch.full((count, neighbors), torch.inf, device=queries.device)
     indices = torch.full((count, neighbors), -1, dtype=torch.int64, device=queries.device)
-    with tqdm(total=len(real), desc="searching the real images", unit="img", leave=False, disable=None) as bar:
+    with Progress(total=len(real), desc="searching the real images", unit="image", leave=False) as bar:
         for start in range(0, len(real), batch_size):
             numbers = np.arange(start, min(start + batch_size, len(real)))
             features = extractor(real.images(numbers)[0])[0].float()

@@ -14,6 +14,7 @@ from genimg.data.captions import caption_length, encode
 from genimg.errors import ConfigError
 from genimg.inference.labels import find_label
 from genimg.methods.capabilities import Generates, Reconstructs, TakesConditions
+from genimg.methods.gan import GAN
 from genimg.methods.options import SamplingOptions
 from genimg.types import Batch
 
@@ -55,8 +56,10 @@ def find_conditions(method: Generates | Reconstructs, class_names: Sequence[str]
         if given is None:
             continue
         if key not in method.batch_keys:
-            others = [f", or set {o}=..." for o, k in KEYS.items() if k in method.batch_keys]
-            raise ConfigError(f"{option}={given}: this model was trained without {key}s: remove it{''.join(others)}")
+            others = "".join(f", or set {o}=..." for o, k in KEYS.items() if k in method.batch_keys)
+            raise ConfigError(
+                f"{option}={given}: this model was trained without {key}s: remove it{others}{_how_to_train(method, key)}"
+            )
         values = given if isinstance(given, list) else [given]
         if not values:
             raise ConfigError(f"{option}=[] is empty: give one {option} or more, or null")
@@ -71,6 +74,17 @@ def find_conditions(method: Generates | Reconstructs, class_names: Sequence[str]
         key = next(option for option in KEYS if wanted[option] is not None)
         raise ConfigError(f"{key}={wanted[key]} contains {twice} twice, and both would go to the same place: remove one")
     return found or [Condition("", {})]
+
+
+def _how_to_train(method: Generates | Reconstructs, key: str) -> str:
+    """Return how a model of this kind is trained with a condition, as the end of a message; empty if none can have one."""
+    if not isinstance(method, TakesConditions):
+        return ""
+    if isinstance(method, GAN):
+        conditioning = "projection" if key == "label" else "text"
+    else:
+        conditioning = key
+    return f", or train a model with conditioning={conditioning} on data with {key}s"
 
 
 def require_one(method: Generates | Reconstructs, conditions: Sequence[Condition], what: str) -> Condition:

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from genimg.data.datasets.file_index import list_images
 from genimg.data.decode import PixelFormat, half_of
@@ -22,6 +21,7 @@ from genimg.utils.images import on_white, to_float, to_uint8
 from genimg.utils.outputs import require_own_file, require_own_folder
 from genimg.utils.paths import expanded
 from genimg.utils.pillow import open_header, open_image, upright, upright_size
+from genimg.utils.progress import Progress
 
 _UNREADABLE = (OSError, ValueError)
 _MAX_NAMED = 5  # invalid files named in a message
@@ -160,7 +160,7 @@ def with_sizes(pictures: Sequence[InputImage]) -> list[InputImage]:
     sizes: dict[Path, tuple[int, int]] = {}
     broken: list[str] = []
     files = list(dict.fromkeys(file for each in pictures for file in (each.file, each.mask) if file is not None))
-    for file in tqdm(files, desc="reading sizes", unit="image", leave=False, delay=1.0, disable=None):
+    for file in Progress(files, desc="reading sizes", unit="image", leave=False, delay=1.0):
         try:
             with open_header(file) as image:
                 width, height = upright_size(image)

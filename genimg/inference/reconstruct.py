@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from genimg.data.decode import PixelFormat
 from genimg.data.facts import DataFacts
@@ -32,6 +31,7 @@ from genimg.utils.files import naming_full_disk
 from genimg.utils.images import save_png, to_float, to_uint8, write_png
 from genimg.utils.outputs import Record, own_folder, stamp_of
 from genimg.utils.paths import relative
+from genimg.utils.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def reconstruct(
     with (
         naming_full_disk(f"the disk of output={output} became full: make room, or choose another output"),
         own_folder(output, record) as made_in,
-        tqdm(total=len(pictures), desc="reconstructing", unit="image", disable=None) as progress,
+        Progress(total=len(pictures), desc="reconstructing", unit="image") as progress,
     ):
         for start in range(0, len(pictures), batch_size):
             some = pictures[start : start + batch_size]

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from genimg.inference.checks import require_finite
 from genimg.methods.capabilities import Generates, SamplesNearby
 from genimg.methods.options import SamplingOptions
 from genimg.types import Batch
-from genimg.utils.progress import showing_steps
+from genimg.utils.progress import Progress, showing_steps
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ class Sampler:
         Raises:
             CheckpointError: If the model returns NaN or infinite values.
         """
-        bar = tqdm(total=count, desc=what, unit="image", disable=None)
+        bar = Progress(total=count, desc=what, unit="image")
         located: Batch | None = None
         for start in range(0, count, self.batch_size):
             positions = range(start, min(start + self.batch_size, count))

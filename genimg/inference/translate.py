@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from genimg.data.facts import DataFacts
 from genimg.data.tasks.base import Task
@@ -21,6 +20,7 @@ from genimg.methods.capabilities import Translates, TranslatesRandomly
 from genimg.methods.sampling_options import sampling_options, translation_keys, with_one_step
 from genimg.types import height_width
 from genimg.utils.images import to_float, to_uint8
+from genimg.utils.progress import Progress
 from genimg.utils.rng import steady
 from genimg.utils.words import nearest
 
@@ -133,7 +133,7 @@ class ImageTranslator:
     def _in_tiles(self, source: Tensor, tile: int) -> Tensor:
         place = {"tile": tile, "overlap": self.overlap, "multiple": self.method.size_divisor}
         count = num_tiles(*source.shape[2:], **place)
-        with tqdm(total=count, desc="tiles", unit="tile", leave=False, delay=1.0, disable=None) as progress:
+        with Progress(total=count, desc="tiles", unit="tile", leave=False, delay=1.0) as progress:
 
             def network(tiles: Tensor) -> Tensor:
                 outputs = self._network(tiles)

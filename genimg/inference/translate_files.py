@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from genimg.data.facts import DataFacts
 from genimg.errors import CheckpointError, ConfigError
 from genimg.inference.image_files import InputImage, cell, grid_of, halved, read_image, read_mask, side_by_side, with_masks
-from genimg.inference.translate import ImageTranslator, MemoryFullError, needs_mask
+from genimg.inference.translate import ImageTranslator, MemoryFullError, blank_source, needs_mask
+from genimg.inference.translate_labels import LabelTranslator
 from genimg.methods.capabilities import Translates
 from genimg.types import height_width
 from genimg.utils.files import naming_full_disk
 from genimg.utils.images import save_png, write_png
 from genimg.utils.outputs import Record, own_folder, stamp_of
 from genimg.utils.paths import relative
+from genimg.utils.progress import Progress
 
 log = logging.getLogger(__name__)
 
 _MAX_SHOWN = 16  # images in the grid
 _SAME_RATIO = 0.02  # tolerance of the aspect ratio of two images side by side
+_FAR = 2.0  # ratio of the sides of two images of the same shape
+_PROBE = 8  # pixels
 _USUAL_TILE = 256  # pixels, suggested in messages
 
 
@@ -85,6 +89,30 @@ def halves(pictures: Sequence[InputImage], half: str, mask: str | None) -> list[
     return halved(pictures, half)
 
 
+def warn_of_unusual_sizes(translator: ImageTranslator, pictures: Sequence[InputImage], facts: DataFacts) -> None:
+    """Warn once if the network would see images of a very different size than in training.
+
+    Args:
+        translator: Translator of the images. A translator between classes brings them to the training size itself.
+        pictures: The images, with their sizes.
+        facts: Facts about the training data.
+    """
+    if isinstance(translator, LabelTranslator):
+        return
+    factor = blank_source(translator.method.task, translator.channels, _PROBE).shape[2] / _PROBE  # super-resolution enlarges
+    height, width = height_width(facts.image_size)
+    trained = math.sqrt(height * width) / factor
+    far = [each for each in pictures if not 1 / _FAR <= math.sqrt(each.size[0] * each.size[1]) / trained <= _FAR]
+    if far:
+        log.warning(
+            "%s of %dx%d pixels%s far from the size that this model was trained at, %dx%d (height x width): objects have "
+            "another scale than in training, so the result may be poor. Resize the images, or train with another "
+            "data.image_size",
+            far[0].file, *far[0].size, f" and {len(far) - 1} more are" if len(far) > 1 else " is",
+            round(height / factor), round(width / factor),
+        )  # fmt: skip
+
+
 def translate_files(
     translator: ImageTranslator,
     pictures: Sequence[InputImage],
@@ -126,7 +154,7 @@ def _write_all(
 ) -> list[tuple[Tensor, ...]]:
     """Write the translations, and return the first sources and results for the grid."""
     shown: dict[int, tuple[Tensor, ...]] = {}
-    with tqdm(total=len(pictures), desc="translating", unit="image", disable=None) as progress:
+    with Progress(total=len(pictures), desc="translating", unit="image") as progress:
         for batch in _batches(translator, pictures):
             images = torch.stack([read_image(each, translator.channels, levels) for each in batch])
             masks = torch.stack([read_mask(each) for each in batch]) if batch[0].mask is not None else None

@@ -60,7 +60,7 @@ _SUMMARY: dict[str, Callable[[Any], Any]] = {
     "higher_is_better": lambda value: value if isinstance(value, bool) else None,
     "provenance": lambda value: _mapping(value),
     "data": lambda value: {"name": str(_mapping(value).get("name") or ""),
-                           "num_images": _count(_mapping(value).get("num_images"))},
+                           **{key: _count(_mapping(value).get(key)) for key in ("num_images", "part_of")}},
     "final": lambda value: {name: _mapping(_mapping(value).get(name)) for name in ("metrics", "provenance")},
     **dict.fromkeys(("versions", "hardware"),
                     lambda value: {str(k): str(v) for k, v in _mapping(value).items() if v not in (None, "")} or None),

@@ -170,7 +170,8 @@ class Run:
         if own.get("data.validation") not in (None, 0):
             parts.append(f"without validation={own['data.validation']}")
         if recorded.get("num_images") is not None:
-            parts.append(f"{recorded['num_images']:,} images")
+            of = f" of {recorded['part_of']:,}" if recorded.get("part_of") is not None else ""
+            parts.append(f"{recorded['num_images']:,}{of} images")
         return ", ".join(parts)
 
     @property

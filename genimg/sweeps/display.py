@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from genimg.sweeps.job import Job
+from genimg.utils.terminal import is_terminal
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ class Display:
 
     def __init__(self, total: int) -> None:
         self._total = total
-        self._live = sys.stderr.isatty()
+        self._live = is_terminal(sys.stderr)
         self._drawn = 0
         self._next = 0.0
 

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from genimg.data.loader import ImageLoader
 from genimg.data.sampler import InfiniteSampler
@@ -28,6 +27,7 @@ from genimg.training.update import Updater
 from genimg.training.views import CHANGES, random_views
 from genimg.types import Batch, Metrics
 from genimg.utils.durations import NumImages
+from genimg.utils.progress import Progress
 
 RELATION_WEIGHT = 10.0  # of the squared error of strength differences, relative to the cross-entropy in nats
 _MOST_STANDARDISED = 10_000  # images for the features' mean and scale
@@ -99,7 +99,7 @@ def train_classifier(
         return entropy + RELATION_WEIGHT * F.mse_loss(predicted, batch["difference"]), {}
 
     order = InfiniteSampler(count, seed=seed, horizontal_flip=False)
-    with tqdm(total=epochs * steps, desc="training the classifier", unit="step", disable=None) as bar:
+    with Progress(total=epochs * steps, desc="training the classifier", unit="step") as bar:
         for epoch in range(epochs):
             shuffled = train.indices[order.indices(epoch * count, (epoch + 1) * count)]
             for step in range(steps):
@@ -148,7 +148,7 @@ def _standardise(network: SmallClassifier, images: LabelledImages, channels: int
 def _accuracy(network: SmallClassifier, images: LabelledImages, channels: int, image_size: int) -> float:
     labels, correct = images.data.source.labels, 0
     assert labels is not None
-    for start in tqdm(range(0, len(images.indices), 500), desc="measuring", unit="batch", leave=False, disable=None):
+    for start in Progress(range(0, len(images.indices), 500), desc="measuring", unit="step", leave=False):
         chosen = images.indices[start : start + 500]
         logits = network(prepare(images.data.images(chosen), channels, image_size))[1]
         correct += int((logits.argmax(1).cpu().numpy() == labels[chosen]).sum())

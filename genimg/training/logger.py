@@ -23,12 +23,15 @@ from genimg.utils.files import atomically
 from genimg.utils.images import grid, write_png
 from genimg.utils.json_text import parse_json
 from genimg.utils.mappings import flatten
+from genimg.utils.progress import SECONDS_BETWEEN_LINES
 from genimg.utils.regular_files import open_regular, read_regular, require_at_most
+from genimg.utils.terminal import as_many_as_fit, columns_of, is_terminal
 
 log = logging.getLogger(__name__)
 
 _RECORDS = "metrics.jsonl"
 _MOST_RECORDED = 2**29  # bytes
+_COLUMNS_OF_BAR = 60  # characters of a progress bar before the numbers
 _MOST_SHOWN = 5  # line numbers in a message
 
 
@@ -243,17 +246,15 @@ class SilentLogger(Logger):
 
 
 class ProgressBar:
-    """A bar with images/s, losses and time left on a terminal, otherwise one line per minute. Only the first rank shows it.
+    """A bar with images/s, losses and time left on a terminal, otherwise a line every ten seconds, on the first rank only.
 
     Args:
         total: Number of images in the whole run.
         initial: Number of images already seen.
     """
 
-    seconds_between_lines = 60.0
-
     def __init__(self, *, total: int, initial: int) -> None:
-        self.interactive = sys.stderr.isatty() and rank() == 0
+        self.interactive = is_terminal(sys.stderr) and rank() == 0 and initial < total
         self.total = total
         self.images = self._initial = initial
         self._numbers = ""
@@ -268,7 +269,7 @@ class ProgressBar:
             self._bar.update(images)
             return
         now = time.monotonic()
-        if now - self._last_line >= self.seconds_between_lines:
+        if now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
             rate = (self.images - self._initial) / (now - self._start)
             left = (self.total - self.images) / rate
@@ -279,8 +280,11 @@ class ProgressBar:
 
     def show(self, numbers: Mapping[str, float]) -> None:
         """Show numbers beside the bar."""
-        self._numbers = " ".join(f"{name.split('/')[-1]}={value:.3g}" for name, value in numbers.items())
-        self._bar.set_postfix_str(self._numbers)
+        parts = [f"{name.split('/')[-1]}={value:.3g}" for name, value in numbers.items()]
+        self._numbers = " ".join(parts)
+        if self.interactive and parts:
+            room = columns_of(sys.stderr) - _COLUMNS_OF_BAR  # tqdm would cut the line in the middle of a number
+            self._bar.set_postfix_str(as_many_as_fit(parts, room))
 
     def close(self) -> None:
         self._bar.close()

@@ -40,6 +40,7 @@ from genimg.training.stop_signal import StopSignal
 from genimg.training.update import StepRNG, Updater, split
 from genimg.types import Batch, Progress
 from genimg.utils.distributed import Vote, broadcast_object, on_every_rank, raise_on_any_rank, rank, world_size
+from genimg.utils.run_log import Listing
 
 if TYPE_CHECKING:
     from genimg.training.sharding import Sharding  # imports PyTorch's distributed tensors, which takes long
@@ -400,7 +401,7 @@ class Trainer:
             self._save(best=best)
             raise
         state.worse_evaluations = state.worse_evaluations + 1 if worse else 0
-        log.info("%d images: %s%s", state.images, _in_short(result.values), " (best)" if best else "")
+        log.info("%s", Listing(f"{state.images} images: ", _in_short(result.values), " (best)" if best else ""))
         done = state.images >= self.settings.duration
         if not (done and evaluator.final_num_images is not None):  # otherwise the final evaluation is compared
             self._compare_with_curve(evaluator, result.values, result.provenance)
@@ -413,7 +414,7 @@ class Trainer:
         """Evaluate once more after training, with more images."""
         result = self._measure(evaluator, logger, "final", num_images)
         self.state.final = {"metrics": result.values, "provenance": result.provenance}
-        log.info("at the end: %s", _in_short(result.values))
+        log.info("%s", Listing("at the end: ", _in_short(result.values)))
         self._compare_with_curve(evaluator, {**self.state.last, **result.values}, result.provenance)
         self._save(best=False)
 
@@ -527,5 +528,5 @@ class Trainer:
         return f"{'during' if self._evaluating and world_size() == 1 else 'after'} this {what}"
 
 
-def _in_short(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {number:.4g}" for name, number in values.items() if not name.endswith("_std"))
+def _in_short(values: Mapping[str, float]) -> list[str]:
+    return [f"{name} {number:.4g}" for name, number in values.items() if not name.endswith("_std")]

@@ -6,10 +6,47 @@ A run that is rejected at its start must leave its directory unchanged, so earli
 from __future__ import annotations
 
 import logging
+import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from genimg.utils.terminal import as_many_as_fit, columns_of, visible
 
 STARTED = time.time()
 """When this process loaded its logging, in seconds since the epoch."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A message that is a list, such as that of an evaluation's metrics.
+
+    Attributes:
+        head, tail: Text before and after the list.
+        parts: Parts of the list, the most important one first.
+    """
+
+    head: str
+    parts: Sequence[str]
+    tail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.head}{', '.join(self.parts)}{self.tail}"
+
+    def fitted(self, width: int) -> str:
+        """Return the text with as many parts as fit into ``width`` characters."""
+        return f"{self.head}{as_many_as_fit(self.parts, width - len(self.head) - len(self.tail))}{self.tail}"
+
+
+class ConsoleFormatter(logging.Formatter):
+    """Formatter of the terminal, which shortens a ``Listing`` to one line. Log files and pipes get all of it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record. A message is a listing if it is the record's only argument."""
+        listing = record.args[0] if isinstance(record.args, tuple) and len(record.args) == 1 else None
+        if isinstance(listing, Listing) and (width := columns_of(sys.stdout)):
+            return visible(listing.fitted(width))
+        return super().format(record)
 
 
 class RunLogHandler(logging.FileHandler):

@@ -8,8 +8,10 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Sequence
 from typing import Any, TextIO
 
+_USUAL_COLUMNS = 80
 # Control characters except tab and newline, and characters that change the writing direction.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _MOVES = re.compile("\r|\x1b\\[\\d*[AFJK]")  # cursor movements of progress bars and tables of jobs
@@ -89,6 +91,36 @@ def protect_standard_streams() -> None:
             stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         if not isinstance(stream, TolerantStream):
             setattr(sys, name, TolerantStream(stream))
+
+
+def columns_of(stream: TextIO) -> int:
+    """Return the width of a terminal in characters; 0 if the stream is no terminal."""
+    if not stream.isatty():
+        return 0
+    try:
+        return os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):  # the stream has no descriptor, or its size cannot be read
+        return _USUAL_COLUMNS
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Return whether a stream is a terminal that can show something.
+
+    A terminal of 0 columns, as some containers and continuous-integration services provide, counts as none.
+    """
+    return columns_of(stream) > 0
+
+
+def as_many_as_fit(parts: Sequence[str], width: int) -> str:
+    """Join parts of a line, and omit the last ones with their number if the line would be longer than ``width``.
+
+    The first part is never omitted, and no part is cut.
+    """
+    for kept in range(len(parts), 1, -1):
+        more = [f"{len(parts) - kept} more"] if kept < len(parts) else []
+        if len(line := ", ".join([*parts[:kept], *more])) <= width:
+            return line
+    return ", ".join([parts[0], f"{len(parts) - 1} more"] if len(parts) > 1 else parts)
 
 
 def write_to_stderr(text: str) -> None:

@@ -429,6 +429,20 @@ def test_results_that_compare_are_said_to(evaluate: Command, home: Path) -> None
     assert [float(word) for word in row[1:]] == pytest.approx(expected, rel=1e-4)
 
 
+def test_long_names_of_results_stand_above_the_table_in_lines_of_their_own(evaluate: Command, home: Path) -> None:
+    evaluate.succeed("images=b", "real=a", *QUICK, "output=b.json")
+    names = [f"{'a_long_name_of_a_result_' * 2}{letter}.json" for letter in "xy"]
+    for name in names:
+        (home / name).write_bytes((home / "b.json").read_bytes())
+    lines = evaluate.succeed(f"compare=[{','.join(names)}]").splitlines()
+    assert lines[:2] == [f"A: {names[0]}", f"B: {names[1]}"]
+    assert lines[2].split() == ["A", "B"]
+    assert all(len(line) <= 90 for line in lines[2:4])
+    short = evaluate.succeed("compare=[b.json,b.json]").splitlines()
+    assert short[:2] == ["A: b.json", "B: b.json"]
+    assert len(short[3].split()) == 3
+
+
 def test_results_that_do_not_compare_come_with_the_reasons(evaluate: Command, home: Path) -> None:
     evaluate.succeed("images=b", "real=a", *QUICK, "output=b.json")
     evaluate.succeed("images=b", "real=shapes", "num_real=20", "num_images=10", "output=other.json", "image_size=8", *QUICK)

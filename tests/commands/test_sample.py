@@ -188,6 +188,12 @@ def test_classes_called_by_numbers_are_drawn_by_their_names() -> None:
         find_conditions(model, names, label=0, text=None)
 
 
+@pytest.mark.parametrize(("option", "conditioning"), [("label", "projection"), ("text", "text")])
+def test_a_condition_for_a_model_without_it_is_told_how_to_train_one(option: str, conditioning: str) -> None:
+    with raises(ConfigError, f"{option}=7", word=f"train a model with conditioning={conditioning}"):
+        find_conditions(tiny.gan(), [], **{"label": None, "text": None, option: 7})
+
+
 @pytest.mark.parametrize(("count", "rest"), [(10, "name9"), (11, "name9 and 1 more"), (100, "name9 and 90 more")])
 @pytest.mark.parametrize("value", ["nmae3", -1, 100])
 def test_a_wrong_label_is_told_the_numbers_and_ten_names(value: object, count: int, rest: str) -> None:

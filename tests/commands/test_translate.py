@@ -161,6 +161,25 @@ def test_the_grid_holds_large_and_small_images_and_can_be_left_away(runs: Path) 
     assert not Path("other.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "trained"),
+    [("denoise", (16, 16), ""), ("denoise", (10, 40), ""), ("denoise", (64, 64), "16x16"), ("denoise", (7, 7), "16x16"),
+     ("enlarge", (16, 16), ""), ("enlarge", (8, 8), ""), ("enlarge", (20, 20), "8x8")],
+)  # fmt: skip
+def test_an_image_far_from_the_size_of_training_is_warned_of(
+    runs: Path, caplog: pytest.LogCaptureFixture, name: str, size: tuple[int, int], trained: str
+) -> None:
+    write_images(Path("photos"), {"a.png": size, "b.png": size})
+    run_translate(runs / name, "input=photos", "output=out")
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    if not trained:
+        assert warnings == []
+        return
+    (warning,) = warnings
+    assert f"a.png of {size[0]}x{size[1]} pixels and 1 more are far from the size that this model was trained at" in warning
+    assert f", {trained} (height x width)" in warning
+
+
 def test_one_image_goes_into_a_folder(runs: Path) -> None:
     write_images(Path("."), {"photo.png": (18, 17)})
     run_translate(runs / "denoise", "input=photo.png", "output=out")

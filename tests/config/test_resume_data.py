@@ -220,3 +220,31 @@ def test_a_run_on_an_archive_and_masks_is_resumed_from_another_directory(
     monkeypatch.chdir(tmp_path / "second")
     assert run(cli.train, monkeypatch, f"resume={tmp_path / 'run'}", "trainer.duration=3 steps") == 0, capfd.readouterr().err
     assert state(tmp_path)["training"]["images"] == 12
+
+
+def test_a_part_of_the_data_is_recorded_and_another_part_is_refused(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    arguments = [*ARGUMENTS, f"data.root={home / 'images'}", f"run_dir={home / 'part'}"]
+    assert run(cli.train, monkeypatch, *arguments, "data.max_images=8") == 0
+    assert "a random part of 11 images" in capfd.readouterr().out
+    summary = json.loads((home / "part" / "summary.json").read_text())
+    assert (summary["data"]["num_images"], summary["data"]["part_of"]) == (8, 11)
+    assert summary["data"]["class_counts"] == [4, 4]
+    for changed, shown in (["data.max_images=7"], "8 -> 7"), ([], "8 -> None"):
+        assert run(cli.train, monkeypatch, *arguments, "resume=auto", "trainer.duration=3 steps", *changed) == 2
+        assert f"data.max_images: {shown}" in capfd.readouterr().err
+    assert run(cli.train, monkeypatch, f"resume={home / 'part'}", "trainer.duration=3 steps") == 0
+    assert run(cli.train, monkeypatch, *arguments, f"run_dir={home / 'more'}", "data.max_images=12") == 2
+    assert "data.max_images=12 has no effect" in capfd.readouterr().err
+
+
+def test_a_run_from_before_there_was_max_images_goes_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (home / "run" / "checkpoints").glob("*.pt"):
+        saved = torch.load(path, weights_only=True)
+        for name in ("config", "raw_config"):
+            del saved[name]["data"]["max_images"]
+        del saved["data"]["part_of"]
+        torch.save(saved, path)
+    assert resume(home, monkeypatch) == 0
+    assert run(cli.train, monkeypatch, f"resume={home / 'run'}", "trainer.duration=4 steps") == 0

@@ -4,8 +4,8 @@ from errors import raises
 
 from genimg.data.datasets.builtin import ArrayDataset, ImageDataset
 from genimg.data.datasets.unpaired import UnpairedDataset
-from genimg.data.split import without_validation
-from genimg.data.subsets import random_subset
+from genimg.data.split import Subset, at_most, without_validation
+from genimg.data.subsets import fixed_subset, random_subset
 from genimg.data.tasks.base import Pair
 from genimg.errors import ConfigError
 
@@ -173,3 +173,61 @@ def test_unpaired_domains_are_divided_each_by_itself():
     assert levels(training.validation.b) == HELD_OUT
     with raises(ConfigError, "validation", word="images"):
         without_validation(source, 0.1)
+
+
+# A smaller number of training images
+
+
+@pytest.mark.parametrize("make", [Listed, in_memory])
+@pytest.mark.parametrize("count", [8, 10, 23])
+def test_at_most_so_many_images_are_a_fixed_part_stratified_by_class(make, count):
+    whole = make(24)
+    part = at_most(whole, count)
+    expected = fixed_subset(count, 24, Listed(24).labels).tolist()
+    assert levels(part) == expected
+    assert len(part) == count
+    assert part.part_of == 24
+    assert part.labels.tolist() == [label * 4 // 24 for label in expected]
+    assert part.class_names == whole.class_names
+    assert part.captions(np.arange(count)) == [whole.caption(i) for i in expected]
+    assert part.task is whole.task
+    assert part.fingerprint not in (whole.fingerprint, at_most(whole, count - 1).fingerprint)
+    assert part.fingerprint == at_most(make(24), count).fingerprint
+    sizes = np.bincount(part.labels, minlength=4)
+    assert sizes.max() - sizes.min() <= 1
+
+
+def test_a_smaller_part_belongs_to_a_larger_one_without_labels():
+    whole = Listed(40, num_classes=1)
+    whole.labels, whole.class_names = None, ()
+    parts = [set(levels(at_most(whole, count))) for count in (5, 10, 30)]
+    assert parts[0] < parts[1] < parts[2]
+
+
+@pytest.mark.parametrize("make", [Listed, in_memory])
+def test_the_images_for_validation_do_not_depend_on_the_number_of_training_images(make):
+    split = without_validation(make(24), 0.25)
+    part = at_most(split, 9)
+    assert part.validation is split.validation
+    assert levels(part.validation) == HELD_OUT
+    assert not set(levels(part)) & set(HELD_OUT)
+    assert part.part_of == 18
+    if isinstance(part, Subset):  # read at once, not through the other subset
+        assert isinstance(part.whole, Listed)
+
+
+@pytest.mark.parametrize("count", [None, 24])
+def test_all_images_are_the_dataset_itself(count):
+    whole = Listed(24)
+    assert at_most(whole, count) is whole
+    assert whole.part_of is None
+
+
+def test_more_images_than_there_are_have_no_effect():
+    with raises(ConfigError, "max_images=25", word="24 images"):
+        at_most(Listed(24), 25)
+
+
+def test_each_domain_of_unpaired_data_has_so_many_images():
+    part = at_most(UnpairedDataset(Listed(24), Listed(12)), 15)
+    assert (len(part.a), len(part.b), part.part_of) == (15, 12, 24)

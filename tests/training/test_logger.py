@@ -1,6 +1,9 @@
 """Records, pictures and running means."""
 
+import io
 import json
+import re
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +12,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from genimg.training.logger import Logger, MeanMetrics, write_hyperparameters
+from genimg.training import logger as logging_of_runs
+from genimg.training.logger import Logger, MeanMetrics, ProgressBar, write_hyperparameters
 
 
 def records(run_dir):
@@ -117,3 +121,42 @@ def test_hyperparameters_are_what_tensorboards_page_reads(tmp_path):
     assert session.hparams["optimizer.betas"].string_value == "[0.5, 0.9]"
     assert session.hparams["on"].number_value == 1  # as PyTorch writes truth
     assert "_hparams_/session_end_info" in found
+
+
+def test_without_a_terminal_a_training_logs_its_progress_every_ten_seconds(monkeypatch, caplog):
+    now = 0.0
+
+    class Clock:
+        @staticmethod
+        def monotonic():
+            return now
+
+    monkeypatch.setattr(logging_of_runs, "time", Clock)
+    caplog.set_level("INFO")
+    bar = ProgressBar(total=1000, initial=200)
+    bar.show({"loss/a": 0.5})
+    for seconds in (4.0, 8.0, 12.0, 16.0):
+        now = seconds
+        bar.advance(100)
+    bar.close()
+    assert caplog.messages == ["500 of 1000 images, 25 images/s, 00:20 left, a=0.5"]
+
+
+def test_a_finished_run_shows_no_bar(monkeypatch, capsys):
+    monkeypatch.setattr(logging_of_runs, "is_terminal", lambda stream: True)
+    ProgressBar(total=1000, initial=1000).close()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("columns", [80, 100, 140])
+def test_the_numbers_beside_a_bar_are_cut_between_names(monkeypatch, columns):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(logging_of_runs, "columns_of", lambda stream: columns)
+    bar = ProgressBar(total=1000, initial=0)
+    bar.show({f"loss/number{i}": 0.25 for i in range(9)})
+    bar.close()
+    shown = re.findall(r"(\S+=[\d.]*)", terminal.getvalue())
+    assert shown
+    assert all(re.fullmatch(r"number\d=0\.25", each) for each in shown)

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from genimg.utils.terminal import TolerantStream, VisibleRecord, stop_signals
+from genimg.utils.terminal import TolerantStream, VisibleRecord, as_many_as_fit, stop_signals
 
 
 def test_a_full_disk_is_survived_and_the_length_returned() -> None:
@@ -64,3 +64,15 @@ def test_names_that_files_bring_change_nothing_on_a_terminal():
 def test_a_log_record_moves_no_cursor() -> None:
     record = VisibleRecord("genimg", logging.INFO, "", 0, "skipped %s\nand %s", ("a\x1b[5A\x1b[0Jb\rc", "d"), None)
     assert record.getMessage() == "skipped a\\x1b[5A\\x1b[0Jb\\x0dc\nand d"
+
+
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [(80, "aa 1, bb 2, cc 3"), (16, "aa 1, bb 2, cc 3"), (15, "aa 1, 2 more"), (12, "aa 1, 2 more"), (3, "aa 1, 2 more")],
+)
+def test_a_list_is_cut_between_its_parts(width, line):
+    assert as_many_as_fit(["aa 1", "bb 2", "cc 3"], width) == line
+
+
+def test_a_list_of_one_part_is_never_cut():
+    assert as_many_as_fit(["aa 1"], 1) == "aa 1"

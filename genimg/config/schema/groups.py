@@ -219,6 +219,11 @@ class Data:
         0,
         type="number | text",
     )
+    max_images: int | None = option(
+        "Number of images to train on: a random part of the data, stratified by class and the same in every run; null: all",
+        None,
+        least=1,
+    )
     horizontal_flip: bool = option("Mirror a random half of the training images", False)
     storage: str = option("Where the images are kept", "auto", one_of=("auto", "device", "host", "workers"))
     num_workers: int | str = option(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -18,17 +19,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
-from genimg.data.classes import Classes, stray_images
+from genimg.data.classes import Classes, find_class_folders, stray_images
 from genimg.data.datasets.caption_files import FolderCaptions
 from genimg.data.decode import PixelFormat, checked_levels, common_format
 from genimg.data.depth import with_float_white
 from genimg.data.image_files import ImageFiles, captions_of, classes_of, is_zip, open_image_files
 from genimg.data.tasks.base import Task
 from genimg.errors import ConfigError, DataError, NeedsDownloadError, first_line
+from genimg.utils.downloads import reason_of
 from genimg.utils.machine_local import MayDownload
 from genimg.utils.pillow import open_image
+from genimg.utils.progress import Progress
+
+log = logging.getLogger(__name__)
 
 
 class CorruptImageError(DataError):
@@ -46,6 +50,7 @@ class ImageDataset(ABC):
         captioned: Whether images have captions.
         task: Task that splits each image into source and target, if the images are pairs; None otherwise.
         validation: Held-out images of the same kind; None if there are none.
+        part_of: Number of images from which ``data.max_images`` has chosen these; None if they are all.
         fingerprint: Hexadecimal digest of everything that determines the images, without their labels; a cache key.
         latent_key: Key of the images' latents in batches, which contains the digest of their autoencoder, or ``noise`` for the
             noise from which the images were generated; None without either.
@@ -59,6 +64,7 @@ class ImageDataset(ABC):
     captioned: bool = False
     task: Task | None = None
     validation: ImageDataset | None = None
+    part_of: int | None = None
     fingerprint: str
 
     def __str__(self) -> str:
@@ -313,6 +319,12 @@ def _remove_empty_folders(directory: Path, files: str) -> None:
             folder.rmdir()  # fails if it holds something
 
 
+def _as_folder(directory: Path, name: str, split: str) -> str:
+    """Return a hint at folders of images below a directory, which another dataset reads; empty if there are none."""
+    found = find_class_folders(directory, name, split)
+    return "" if found is None else f". {found} holds folders of images: to use them instead, set data=folder data.root={found}"
+
+
 def _torchvision(
     name: str, dataset: Callable[..., Any], root: str, split: str, pixels: PixelFormat, files: str, may_download: bool
 ) -> ArrayDataset:
@@ -328,8 +340,9 @@ def _torchvision(
             if "not found" not in str(error):  # torchvision's message for absent files
                 raise ValueError(first_line(error)) from error
             if not may_download:
-                fix = f"put its files into {directory / files}"
+                fix = f"put its files into {directory / files}{_as_folder(directory, name, split)}"
                 raise NeedsDownloadError(f"root={root} holds no complete copy of {name}", fix) from error
+            log.info("downloading %s to %s", name, directory / files)
             data = dataset(directory, train=train, download=True)
     except NeedsDownloadError:
         raise
@@ -341,14 +354,15 @@ def _torchvision(
     except (RuntimeError, OSError) as error:
         _remove_empty_folders(directory, files)
         raise DataError(
-            f"root={root} holds no complete copy of {name}, which could not be downloaded ({first_line(error)}): put its files "
-            f"into {directory / files}, or set root to the directory that holds {files}"
+            f"root={root} holds no complete copy of {name}, which could not be downloaded ({reason_of(error)}): put its files "
+            f"into {directory / files}, or name the directory that holds {files} with root=DIR or GENIMG_DATA=DIR"
+            f"{_as_folder(directory, name, split)}"
         ) from error
     raw = np.asarray(data.data)
     if raw.shape[1:3] == (pixels.height, pixels.width) and (3 if raw.ndim == 4 else 1) == pixels.channels:
         images = raw[:, None] if raw.ndim == 3 else raw.transpose(0, 3, 1, 2)
     else:
-        progress = tqdm(raw, desc=f"resizing {name}", unit="image", leave=False, disable=None)
+        progress = Progress(raw, desc=f"resizing {name}", unit="image", leave=False)
         images = np.stack([pixels.apply(Image.fromarray(image)) for image in progress])
     labels = np.asarray(data.targets, dtype=np.int64)
     return ArrayDataset(f"{name}/{split}", np.ascontiguousarray(images), labels, [str(c) for c in data.classes])

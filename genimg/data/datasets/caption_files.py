@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
 from genimg.data.subsets import fixed_subset
 from genimg.errors import DataError
 from genimg.utils.json_text import parse_json
+from genimg.utils.progress import Progress
 from genimg.utils.regular_files import read_regular
 
 log = logging.getLogger(__name__)
@@ -57,7 +56,7 @@ class FolderCaptions:
         return [found.get(path, "") for path in self.paths]
 
     def _beside_images(self) -> Iterator[tuple[str, str]]:
-        for path in tqdm(self.paths, desc="reading captions", unit="file", delay=1.0, leave=False, disable=None):
+        for path in Progress(self.paths, desc="reading captions", unit="file", delay=1.0, leave=False):
             file = _text_file(self.root, path)
             try:
                 yield path, read_regular(file, most=_MOST_BYTES).decode("utf-8-sig").strip()

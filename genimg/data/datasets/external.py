@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from genimg.data.datasets.builtin import ArrayDataset, CorruptImageError, ImageDataset, digest
 from genimg.data.decode import PixelFormat
@@ -19,6 +18,7 @@ from genimg.errors import DataError
 from genimg.types import height_width
 from genimg.utils.machine_local import Importable
 from genimg.utils.pillow import upright
+from genimg.utils.progress import Progress
 
 _CHANNELS = (1, 3, 4)
 _DIGESTED = 64  # items in the fingerprint; a run must not start by reading a whole large dataset
@@ -277,7 +277,7 @@ def _labels(items: MapDataset, name: str) -> tuple[NDArray[np.int64] | None, Seq
             return None, ()
         found = [
             _parts(items[index], name)[1]
-            for index in tqdm(range(len(items)), desc="reading labels", unit="image", leave=False, disable=None)
+            for index in Progress(range(len(items)), desc="reading labels", unit="image", leave=False)
         ]
     labels = _checked(found, len(items), name)
     count = int(labels.max()) + 1

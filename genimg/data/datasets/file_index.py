@@ -18,14 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from genimg.data.contents import digest_of_contents
 from genimg.errors import DataError
 from genimg.utils.files import atomically, is_temporary
 from genimg.utils.outputs import MARK, is_unfinished, read_mark, require_finished
 from genimg.utils.paths import cache_dir
 from genimg.utils.pillow import suffixes
+from genimg.utils.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +150,7 @@ def _walk(root: Path, extensions: tuple[str, ...]) -> _Listing:
     listing = _Listing()
     visited: set[str] = set()  # a link to a parent directory would repeat everything
     waiting = [("", os.path.realpath(root))]
-    with tqdm(desc=f"listing {root}", unit="file", delay=1.0, leave=False, disable=None) as progress:
+    with Progress(desc=f"listing {root}", unit="file", delay=1.0, leave=False) as progress:
         while waiting:
             directory, real = waiting.pop()
             if real in visited:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from genimg.data.archives import (
     FIRST,
@@ -24,6 +23,7 @@ from genimg.data.datasets.builtin import ArrayDataset, ImageDataset
 from genimg.data.decode import PixelFormat, checked_levels, scaled
 from genimg.data.numpy_archive import Header, NumpyArchive
 from genimg.errors import ConfigError, DataError
+from genimg.utils.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ def _brought_to(
     pixels = PixelFormat.of(size, own_channels if channels is None else channels, fit)
     if pixels.shape == images.shape[1:]:
         return np.ascontiguousarray(images)
-    progress = tqdm(images, desc=f"resizing {name}", unit="image", leave=False, disable=None)
+    progress = Progress(images, desc=f"resizing {name}", unit="image", leave=False)
     return np.stack([pixels.apply(Image.fromarray(i[0] if len(i) == 1 else i.transpose(1, 2, 0))) for i in progress])
 
 

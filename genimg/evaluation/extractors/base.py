@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genimg.errors import ConfigError, DataError, NeedsDownloadError
+from genimg.utils.downloads import reason_of
 
 log = logging.getLogger(__name__)
 
@@ -182,8 +183,8 @@ class Weights:
             torch.hub.download_url_to_file(self.url, str(path), hash_prefix=self.sha256)
         except (OSError, RuntimeError) as error:
             raise MissingWeightsError(
-                f"{self.what} are not at {path} and could not be downloaded ({error}): put the file {self.file} there, or "
-                f"give another path with weights=PATH or {self.variable}=PATH, or choose another evaluation",
+                f"{self.what} are not at {path} and could not be downloaded ({reason_of(error)}): put the file {self.file} "
+                f"there, or give another path with weights=PATH or {self.variable}=PATH, or choose another evaluation",
                 key="weights",
             ) from error
 

@@ -388,9 +388,28 @@ def test_without_files_and_network_the_message_says_where_to_put_the_files(
     with raises(DataError, "root", word="downloaded") as caught:
         getattr(builtin, function)(root=str(tmp_path), split="train", image_size=28, channels=1, fit="crop")
     assert attempts == [False, True]
-    assert f"put its files into {tmp_path / files}, or set root to" in str(caught.value)
+    assert f"put its files into {tmp_path / files}, or name the directory that holds {files}" in str(caught.value)
+    assert "GENIMG_DATA" in str(caught.value)
     assert "second line" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["cifar10/train", "train", "cifar10", "."])
+@pytest.mark.parametrize("may_download", [True, False])
+def test_folders_of_images_are_named_with_the_data_that_reads_them(monkeypatch, tmp_path, place, may_download):
+    class Absent:
+        def __init__(self, root, *, train, download):
+            raise RuntimeError("Dataset not found") if not download else URLError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Absent)
+    for name in ("bird", "cat"):
+        (tmp_path / place / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / place / name / "1.JPG")
+    with raises(DataError, "root", word="downloaded" if may_download else "folder") as caught:
+        builtin.cifar10(root=str(tmp_path), split="train", image_size=32, channels=3, fit="crop", may_download=may_download)
+    assert str(caught.value).endswith(f"data=folder data.root={tmp_path / place}")
+    found = builtin.folder(root=str(tmp_path / place), image_size=None, channels=None, fit="crop", labels="auto")
+    assert found.class_names == ("bird", "cat")
 
 
 @pytest.mark.parametrize("function", ["mnist", "fashion_mnist"])

@@ -1,5 +1,6 @@
 """What all extractors share: how images are prepared, where weights are found, and what the configs may set."""
 
+import errno
 import hashlib
 import inspect
 import urllib.error
@@ -232,8 +233,15 @@ def test_absent_weights_are_downloaded_to_hubs_cache_and_checked(cache, monkeypa
     assert asked == [(WEIGHTS.url, WEIGHTS.sha256)]
 
 
-@pytest.mark.parametrize("error", [urllib.error.URLError("no network"), RuntimeError("invalid hash value"), OSError("full")])
-def test_weights_that_cannot_be_had_name_the_file_its_place_and_the_ways_out(cache, monkeypatch, error):
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (urllib.error.URLError("no network"), "no connection to the server: no network"),
+        (RuntimeError('invalid hash value (expected "a", got "b")'), "published digest"),
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+    ],
+)
+def test_weights_that_cannot_be_had_name_the_file_its_place_and_the_ways_out(cache, monkeypatch, error, reason):
     def fail(*arguments, **keywords):
         raise error
 
@@ -243,7 +251,7 @@ def test_weights_that_cannot_be_had_name_the_file_its_place_and_the_ways_out(cac
     message = str(caught.value)
     assert caught.value.key == "weights"
     assert message.startswith(f"the weights of nothing are not at {cache / WEIGHTS.file} ")
-    for words in (str(error), "weights=PATH", "GENIMG_NO_WEIGHTS=PATH", "another evaluation"):
+    for words in (reason, "weights=PATH", "GENIMG_NO_WEIGHTS=PATH", "another evaluation"):
         assert words in message
 
 
