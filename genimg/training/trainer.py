@@ -15,7 +15,6 @@ import torch
 from torch.optim import Optimizer
 
 from genimg.data.loader import ImageLoader
-from genimg.errors import CheckpointError
 from genimg.evaluation.feature_extraction import EvaluationInterruptedError
 from genimg.evaluation.result import Evaluation
 from genimg.methods.base import Method
@@ -29,14 +28,14 @@ from genimg.training.ema import PowerFunction, Profile, WeightAverage, chosen_we
 from genimg.training.evaluation_schedule import ScheduledEvaluator
 from genimg.training.host_copies import snapshot
 from genimg.training.logger import Logger, MeanMetrics, ProgressBar
-from genimg.training.optimizers import plain_state, require_fitting_state, restore_state
-from genimg.training.performance import Performance, lay_out_as_parameters
+from genimg.training.performance import Performance
 from genimg.training.previews import preview
 from genimg.training.schedules import OptimizerSchedules
 from genimg.training.state import TrainerSettings, TrainingState
 from genimg.training.step_graphs import StepGraphs, on_stream_of
 from genimg.training.step_numbers import StepNumbers
 from genimg.training.stop_signal import StopSignal
+from genimg.training.trained_state import TrainedState
 from genimg.training.update import StepRNG, Updater, split
 from genimg.types import Batch, Progress
 from genimg.utils.distributed import Vote, broadcast_object, on_every_rank, raise_on_any_rank, rank, world_size
@@ -131,6 +130,9 @@ class Trainer:
         self.state = TrainingState()
         self._background = Background()
         self.means = MeanMetrics()
+        self._trained = TrainedState(
+            method, self.averages, optimizers, self.updater.parameters, self.means, self.device, sharding
+        )
         self._is_first_rank = rank() == 0
         self.time_limit = math.inf if time_limit is None else time_limit
         self._time_is_over = False  # set when all ranks know it
@@ -467,14 +469,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the tensors and primitives needed to resume. All ranks must call it; that of the first is to be saved."""
-        groups = self.updater.parameters
-        state = {
-            "method": self.method.state_dict(),
-            "averages": {name: average.state_dict() for name, average in self.averages.items()},
-            "optimizers": {name: plain_state(optimizer, groups[name]) for name, optimizer in self.optimizers.items()},
-            "means": self.means.state_dict(),
-            "training": vars(self.state).copy(),
-        }
+        state = self._trained.save() | {"training": vars(self.state).copy()}
         return {**self.describe, **self._gathered(state)}
 
     def _gathered(self, state: dict[str, Any]) -> dict[str, Any]:
@@ -497,27 +492,7 @@ class Trainer:
         Raises:
             CheckpointError: If it does not fit the model or the optimizers.
         """
-        try:
-            weights = state["method"]
-            self.method.load_state_dict(weights if self.sharding is None else self.sharding.divided(weights, self.method))
-            for name, average in self.averages.items():
-                if name in state["averages"]:
-                    average.load_state_dict(state["averages"][name])
-                else:  # with resume_force=true
-                    log.warning("ema.%s is not in the checkpoint: it starts with the current weights", name)
-                    average.restart()
-            for name, optimizer in self.optimizers.items():
-                parameters = self.updater.parameters[name]
-                restore_state(optimizer, parameters, state["optimizers"][name]["state"], self.sharding)
-                require_fitting_state(optimizer)
-                if self.sharding is None:
-                    lay_out_as_parameters(optimizer)
-            self.means.load_state_dict(state["means"], self.device)
-        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:  # a checkpoint can hold anything
-            reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
-            raise CheckpointError(
-                f"the checkpoint does not fit this model or its optimizers ({reason})", "start a new run_dir"
-            ) from error
+        self._trained.restore(state)
         self.state = TrainingState.restored(state["training"])
 
     def _when_it_stops(self) -> str | None:

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from test_resume import MODELS, TINY, losses_of, records
 
-from genimg.api import dry_run
+from genimg.api import dry_run, estimates
 from genimg.api.assemble import _checked_graphs, assemble
 from genimg.api.dry_run import bytes_of, rehearse
 from genimg.config.compose import Config
@@ -123,7 +123,7 @@ def test_the_cost_of_evaluations_is_a_share_of_the_run(
         evaluator=ScheduledEvaluator(evaluator, schedule),  # type: ignore[arg-type]
         settings=replace(parts.settings, duration=NumImages(64)),
     )
-    monkeypatch.setattr(dry_run, "_evaluation_seconds", lambda *_: (0.75 * seconds, 0.25 * seconds))
+    monkeypatch.setattr(dry_run, "evaluation_seconds", lambda *_: (0.75 * seconds, 0.25 * seconds))
     trainer = parts.trainer(folder=tmp_path, make_logger=lambda *_: SilentLogger(), describe={})
     with caplog.at_level(logging.INFO):
         dry_run._report_evaluation(parts, trainer, parts.data, 4.0)
@@ -143,8 +143,8 @@ def test_a_batch_is_enlarged_until_it_takes_long_enough(parts: TrainingComponent
         counts.append(count)
         return 0.1 + 0.02 * count + 5.0 * (len(counts) == 1)
 
-    monkeypatch.setattr(dry_run, "_seconds", seconds)
-    assert dry_run._seconds_per_image(lambda _: torch.zeros(1), 250) == pytest.approx(1.38 / 64)
+    monkeypatch.setattr(estimates, "_seconds", seconds)
+    assert estimates._seconds_per_image(lambda _: torch.zeros(1), 250) == pytest.approx(1.38 / 64)
     assert counts == [4, 4, 16, 64]
 
 

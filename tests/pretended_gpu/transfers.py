@@ -77,7 +77,7 @@ def an_error_takes_the_place_of_its_batch() -> None:
 def an_interrupted_wait_ends_the_thread() -> None:
     """After Ctrl-C during the wait for a batch, the stream ends as soon as this batch has been read."""
     with pretending():
-        stream = prefetch(iter(_Source(_NUM_BATCHES, seconds=0.3)), torch.device("cuda"))
+        stream = prefetch(iter(_Source(_NUM_BATCHES, seconds=2.0)), torch.device("cuda"))
         next(stream)
         threading.Timer(0.1, _thread.interrupt_main).start()
         assert fails(KeyboardInterrupt, lambda: next(stream))
