@@ -61,10 +61,14 @@ def decode_sample(parts: TrainingComponents) -> tuple[ImageLoader, float]:
                 device=parts.device, keys=data.keys, augment=data.augment, task=data.task), rate  # fmt: skip
 
 
-def seconds_per_step(trainer: Trainer) -> float:
+def seconds_per_step(trainer: Trainer, limit: float = _SECONDS) -> float:
     """Return the mean time of a step in seconds, after two warm-up steps; a mean, because some steps do more work.
 
     All ranks must call it. They train the same number of steps, by the first rank's clock.
+
+    Args:
+        trainer: Trainer of components that no run will use.
+        limit: Duration of the measurement in seconds.
     """
     steps = trainer.steps()
 
@@ -78,7 +82,7 @@ def seconds_per_step(trainer: Trainer) -> float:
     for _ in range(_WARM_UP):
         seconds()
     times = [seconds() for _ in range(_FEWEST_STEPS)]
-    rest = broadcast_object(int(_SECONDS / max(statistics.mean(times), 1e-6)))
+    rest = broadcast_object(int(limit / max(statistics.mean(times), 1e-6)))
     times += [seconds() for _ in range(min(rest, _MOST_STEPS) - _FEWEST_STEPS)]
     trainer.updater.raise_if_not_finite()
     return float(broadcast_object(statistics.mean(times)))

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 PROVISIONAL_RATE = 1000.0
 """Images per second with which components are built for the measurement."""
 
+_MEASURED = 0.05  # share of the time for measuring steps
 _SHORT = 0.05  # share of the time below which an evaluation is measured as a whole
 _VERY_SHORT = 0.03  # share below which it is measured again, because the first one also computes statistics of the real images
 _MARGIN = 0.05  # share of the time for pictures, checkpoints and the error of the measurement
@@ -58,7 +59,7 @@ def images_per_second(parts: TrainingComponents, config: Mapping[str, Any]) -> f
     with silent(), tempfile.TemporaryDirectory() as folder:
         sample, decoding_rate = decode_sample(parts)
         trainer = parts.trainer(folder=Path(folder), make_logger=lambda *_: SilentLogger(), describe={}, data=sample)
-        step = seconds_per_step(trainer)
+        step = seconds_per_step(trainer, min(_MEASURED * float(budget), 5.0))
         evaluation = broadcast_object(seconds_per_evaluation(parts, trainer, sample))
         if parts.evaluator is not None and evaluation < _SHORT * float(budget):
             evaluation = _whole_evaluation(parts, trainer, float(budget))

@@ -25,7 +25,7 @@ RUN = [*TINY, *MODELS["dcgan"], "evaluation=none", "precision=fp32"]
 def fake(monkeypatch: pytest.MonkeyPatch, *, step: float, evaluation: float, interval: int, final: int | None = None) -> Any:
     """Components whose steps and evaluations take known times, without a measurement of their own duration."""
     monkeypatch.setattr(time_budget, "decode_sample", lambda parts: (None, 1e6))
-    monkeypatch.setattr(time_budget, "seconds_per_step", lambda trainer: step)
+    monkeypatch.setattr(time_budget, "seconds_per_step", lambda trainer, limit: step)
     monkeypatch.setattr(time_budget, "seconds_per_evaluation", lambda parts, trainer, sample: evaluation)
     monkeypatch.setattr(time_budget, "_SHORT", 0.0)
     evaluator = SimpleNamespace(interval=interval, final_num_images=final, evaluator=SimpleNamespace(num_images=5000))
