@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import _thread
 import itertools
+import signal
 import tempfile
 import threading
 import time
@@ -76,6 +77,7 @@ def an_error_takes_the_place_of_its_batch() -> None:
 
 def an_interrupted_wait_ends_the_thread() -> None:
     """After Ctrl-C during the wait for a batch, the stream ends as soon as this batch has been read."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
     with pretending():
         stream = prefetch(iter(_Source(_NUM_BATCHES, seconds=2.0)), torch.device("cuda"))
         next(stream)
