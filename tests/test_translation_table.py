@@ -127,7 +127,7 @@ def test_a_dry_run_ends_well_and_leaves_nothing(tmp_path: Path) -> None:
     ]
     output = succeed(commands, tmp_path)
     assert output.count("dry run: no run directory was made") == len(models)
-    assert len(re.findall(r"1 evaluation, about \d+ s for 100 images", output)) == len(models), output
+    assert len(re.findall(r"1 evaluation, about \d+ s each", output)) == len(models), output
     assert {path.name for path in tmp_path.iterdir()} == {"unpaired"}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 
 from genimg.api.assemble import describe_parts
-from genimg.api.estimates import decode_sample, evaluation_seconds, seconds_per_step
+from genimg.api.estimates import decode_sample, evaluation_seconds, seconds_per_evaluation, seconds_per_step
 from genimg.data.datasets.builtin import ArrayDataset
 from genimg.data.loader import ImageLoader
 from genimg.errors import ConfigError
@@ -121,15 +120,13 @@ def _report_evaluation(parts: TrainingComponents, trainer: Trainer, sample: Imag
     """Log the estimated time of the evaluations during training, and warn if it is a large share of the run."""
     if parts.evaluator is None:
         return
-    evaluator, method = parts.evaluator.evaluator, trainer.sampler().eval()  # with the weights that training evaluates
+    evaluator = parts.evaluator.evaluator
     number = -(-parts.settings.duration // parts.evaluator.interval)
     if not isinstance(evaluator, Evaluator):
-        count = min(8, len(sample.source))
-        before = time.perf_counter()
-        evaluator.evaluate(method, sample, parts.device, num_images=count)
-        seconds = (time.perf_counter() - before) / count
-        log.info("%d evaluation%s, about %s for 100 images", number, "s" * (number != 1), time_in_words(100 * seconds))
+        seconds = seconds_per_evaluation(parts, trainer, sample)
+        log.info("%d evaluation%s, about %s each", number, "s" * (number != 1), time_in_words(seconds))
         return
+    method = trainer.sampler().eval()  # with the weights that training evaluates
     assert isinstance(method, Generates)
     generating, extracting = evaluation_seconds(evaluator, method, parts.device)
     each = (generating + extracting) * evaluator.num_images

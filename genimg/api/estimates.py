@@ -136,7 +136,7 @@ def seconds_per_evaluation(parts: TrainingComponents, trainer: Trainer, sample: 
     if isinstance(evaluator, Evaluator):
         assert isinstance(method, Generates)
         return sum(evaluation_seconds(evaluator, method, parts.device)) * evaluator.num_images
-    count = min(8, len(sample.source))
+    count, available = min(8, len(sample.source)), parts.source.validation or parts.source
     before = time.perf_counter()
     evaluator.evaluate(method, sample, parts.device, num_images=count)
-    return (time.perf_counter() - before) / count * evaluator.num_images
+    return (time.perf_counter() - before) / count * min(evaluator.num_images, len(available))

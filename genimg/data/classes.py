@@ -157,7 +157,7 @@ def find_class_folders(root: Path, name: str, split: str) -> Path | None:
     """
     for place in (root / name / split, root / split, root / name, root):
         try:
-            folders = [entry for entry in sorted(place.iterdir())[:_MOST_LOOKED_AT] if entry.is_dir()]
+            folders = [entry for entry in sorted(islice(place.iterdir(), _MOST_LOOKED_AT)) if entry.is_dir()]
             if sum(_has_images(folder) for folder in folders) >= 2:
                 return place
         except OSError:  # it does not exist, or cannot be read

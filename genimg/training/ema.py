@@ -18,6 +18,7 @@ from genimg.errors import ConfigError
 from genimg.methods.base import Method
 from genimg.methods.modes import LocalBatchNorm
 from genimg.schedules import Schedule, Scheduled, is_positive, shown
+from genimg.utils.distributed import own_part
 from genimg.utils.durations import NumImages
 
 if TYPE_CHECKING:
@@ -156,8 +157,8 @@ class WeightAverage:
             for name, network in self._trained.items()
         }
         self.method = with_networks(method, self._networks)
-        self._averaged = self._parameters(self._networks)
-        self._current = self._parameters(self._trained)
+        self._averaged = _own_parts(self._networks)
+        self._current = _own_parts(self._trained)
         layers = [
             pair for name, network in self._networks.items()
             for pair in zip(network.modules(), self._trained[name].modules(), strict=True)
@@ -165,11 +166,6 @@ class WeightAverage:
         self._layers_with_buffers = [
             (ours, theirs) for ours, theirs in layers if any(True for _ in ours.buffers(recurse=False))
         ]
-
-    def _parameters(self, networks: Mapping[str, nn.Module]) -> list[Tensor]:
-        """Return the parameters, or this rank's parts of them."""
-        parameters = [each for network in networks.values() for each in network.parameters()]
-        return [*parameters] if self._sharding is None else [self._sharding.local(each.detach()) for each in parameters]
 
     @torch.no_grad()
     def update(self, share: float | Tensor) -> None:
@@ -224,6 +220,12 @@ class WeightAverage:
         """
         networks = nn.ModuleDict(self._networks)
         networks.load_state_dict(state if self._sharding is None else self._sharding.divided(state, networks))
+
+
+@torch.no_grad()
+def _own_parts(networks: Mapping[str, nn.Module]) -> list[Tensor]:
+    """Return this rank's parts of the parameters, which are the parameters themselves if they are not divided."""
+    return [own_part(each) for network in networks.values() for each in network.parameters()]
 
 
 def _is_averaged(layer: nn.Module, buffer: Tensor) -> bool:

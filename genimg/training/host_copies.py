@@ -14,7 +14,7 @@ _ALIGNMENT = 64  # bytes
 
 def snapshot(value: Any) -> Any:
     """Return a copy of mappings, lists and tensors in host memory that later steps do not change."""
-    return _map_tensors(_copied, value)
+    return map_tensors(copied_to_host, value)
 
 
 class PinnedCopies:
@@ -46,12 +46,12 @@ class PinnedCopies:
         def copied(tensor: Tensor) -> Tensor:
             nonlocal used
             if not _is_filled(tensor):
-                return _copied(tensor)
+                return copied_to_host(tensor)
             place = self._place(tensor, used)
             used += _room(tensor)
             return place.copy_(tensor.detach(), non_blocking=True)
 
-        copy, device = _map_tensors(copied, value), on_gpu[0].device
+        copy, device = map_tensors(copied, value), on_gpu[0].device
         made = torch.cuda.Event(blocking=True)  # so a thread that waits for it sleeps
         made.record(torch.cuda.current_stream(device))
         return copy, partial(_wait_for, made, device)
@@ -72,7 +72,8 @@ class PinnedCopies:
         return torch.empty(0, dtype=tensor.dtype).set_(part.untyped_storage(), 0, like.shape, like.stride())
 
 
-def _copied(tensor: Tensor) -> Tensor:
+def copied_to_host(tensor: Tensor) -> Tensor:
+    """Return a copy of a tensor in host memory."""
     return tensor.detach().to("cpu", copy=True)
 
 
@@ -95,14 +96,14 @@ def _wait_for_nothing() -> None:
     """Return at once: a copy from host memory is complete."""
 
 
-def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     """Return mappings and lists with ``function`` applied to their tensors, in the order of ``_tensors_in``."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, dict):
-        return {key: _map_tensors(function, item) for key, item in value.items()}
+        return {key: map_tensors(function, item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_map_tensors(function, item) for item in value)
+        return type(value)(map_tensors(function, item) for item in value)
     return value
 
 

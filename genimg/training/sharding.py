@@ -20,7 +20,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from genimg.methods.base import Method
 from genimg.methods.capabilities import TrainsSharded
 from genimg.training.ema import frozen_copy, with_networks
-from genimg.utils.distributed import rank, sum_over_ranks, world_size
+from genimg.training.host_copies import copied_to_host, map_tensors
+from genimg.utils.distributed import own_part, rank, sum_over_ranks, world_size
 
 
 class Sharding:
@@ -77,11 +78,6 @@ class Sharding:
     def is_divided(tensor: Tensor) -> bool:
         return isinstance(tensor, DTensor)
 
-    @staticmethod
-    def local(tensor: Tensor) -> Tensor:
-        """Return this rank's part of a tensor, in the same memory, or the tensor itself if it is not divided."""
-        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
     def divided(self, state: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
         """Return the state of a module with its tensors divided as those of the module are."""
         own = module.state_dict()
@@ -97,7 +93,7 @@ class Sharding:
     @staticmethod
     def norm(gradients: Sequence[Tensor]) -> Tensor:
         """Return the L2 norm of gradients of which some are divided."""
-        parts = nn.utils.get_total_norm([each.to_local() for each in gradients if isinstance(each, DTensor)])
+        parts = nn.utils.get_total_norm([own_part(each) for each in gradients if isinstance(each, DTensor)])
         square = sum_over_ranks(parts.square())
         if others := [each for each in gradients if not isinstance(each, DTensor)]:
             square = square + nn.utils.get_total_norm(others).square()
@@ -105,23 +101,21 @@ class Sharding:
 
     def clip(self, gradients: Sequence[Tensor], limit: float, norm: Tensor) -> None:
         """Scale gradients in place so that their norm is at most ``limit``, by the rule of ``clip_grads_with_norm_``."""
-        torch._foreach_mul_([self.local(each) for each in gradients], (limit / (norm + 1e-6)).clamp(max=1.0))
+        torch._foreach_mul_([own_part(each) for each in gradients], (limit / (norm + 1e-6)).clamp(max=1.0))
 
     def gathered(self, value: Any) -> Any:
         """Return a copy of mappings, lists and tensors with whole tensors, in host memory, on the first rank.
 
         All ranks must call it; other ranks get the value itself.
         """
-        if isinstance(value, DTensor):
-            gathered = value.full_tensor()
-            return gathered.cpu() if rank() == 0 else value
-        if isinstance(value, Tensor):
-            return value.detach().to("cpu", copy=True) if rank() == 0 else value
-        if isinstance(value, dict):
-            return {key: self.gathered(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(self.gathered(item) for item in value)
-        return value
+
+        def gather(tensor: Tensor) -> Tensor:
+            if isinstance(tensor, DTensor):
+                whole = tensor.full_tensor()  # all ranks take part
+                return whole.cpu() if rank() == 0 else tensor
+            return copied_to_host(tensor) if rank() == 0 else tensor
+
+        return map_tensors(gather, value)
 
     def _whole(self, name: str, network: nn.Module) -> nn.Module:
         made = copy.deepcopy(self._skeletons[name])

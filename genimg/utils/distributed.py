@@ -132,7 +132,7 @@ def all_reduce_(tensors: Iterable[Tensor]) -> None:
 
 
 def own_part(tensor: Tensor) -> Tensor:
-    """Return this rank's rows of a tensor that is divided among ranks (``torch.distributed.tensor.DTensor``), or the tensor."""
+    """Return this rank's rows of a tensor that is divided among ranks (``DTensor``), in the same memory; else the tensor."""
     to_local = getattr(tensor, "to_local", None)  # without an import of distributed tensors, which takes long
     return tensor if to_local is None else to_local()
 

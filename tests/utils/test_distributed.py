@@ -58,6 +58,7 @@ from genimg.utils.distributed import (
     first_of_each_host,
     least_over_ranks,
     on_every_rank,
+    own_part,
     processes_of_torchrun,
     raise_on_any_rank,
     rank,
@@ -368,7 +369,7 @@ def training_with_divided_weights():
     x = torch.randn(3, 12 * world_size(), 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     own = [split({"x": each}, 2) for each in x.unflatten(1, (world_size(), 12))[:, rank()]]
     method, sharding, average, state, norms = trained(lambda method: Sharding(method, CPU), own)
-    part = sum(sharding.local(each).numel() for each in method.parameters())
+    part = sum(own_part(each).numel() for each in method.parameters())
     with distributed.alone():
         whole, _, alone_average, alone_state, alone_norms = trained(lambda method: None, [split({"x": each}, 2) for each in x])
     sampled = [sharding.sampler(each).network(x[0]) for each in (method, average.method)]
