@@ -107,11 +107,25 @@ GRAPHS = {
     "vq_vae": ["model=vq_vae_small", *tiny.AUTOENCODERS["vq_vae_small"], "model.prior_from=8images"],
     "cyclegan": [*tiny.TRANSLATORS["cyclegan"], "model=cyclegan", "trainer.batch_size=2", "evaluation=none"],
     "flow": ["precision=bf16", "model=flow_small", *SMALL_DENOISER, "data.storage=host"],
+    "ect": ["model=ect_small", *tiny.DIFFUSION, "model.network.dropout=0.1", "trainer.accumulation=2"],
+    "dcgan_parts": ["model=dcgan_small", *tiny.SIZES["dcgan_small"], "discriminator_augment=diffaugment",
+                    "model.fresh_latents=true", "trainer.accumulation=2"],
+    "stylegan2_parts": ["model=stylegan2_small", *tiny.SIZES["stylegan2_small"], *LAZY, "trainer.accumulation=2",
+                        "model.generator_interval=2"],
 }  # fmt: skip
 
 
 REFUSED = {
-    "ect": ["model=ect_small", *tiny.DIFFUSION, "model.network.dropout=0.1"],  # repeats the numbers of its dropout
+    "waiting": [
+        "model=dcgan_small",
+        *tiny.SIZES["dcgan_small"],
+        "loss.generator._target_=pretended_gpu.refused.waiting_loss",
+        "allow=[pretended_gpu]",
+    ],
+}
+RANKS = {
+    "batch_norm": ["model=dcgan_small", *tiny.SIZES["dcgan_small"], "discriminator_augment=ada", "ema=exponential"],
+    "codes": ["model=vq_vae_small", *tiny.AUTOENCODERS["vq_vae_small"], "model.prior_from=8images", "trainer.accumulation=2"],
 }
 
 
@@ -128,7 +142,8 @@ def test_steps_that_cannot_be_captured_run_eagerly_and_resume_bit_for_bit(tmp_pa
         ]
         commands.append(["train-eagerly", *common, f"run_dir={name}_eager"])
         commands.append(["train", *common, f"run_dir={name}"])
-        commands.append(["train", f"resume={name}/checkpoints/step-{4:08d}.pt", f"run_dir={name}_resumed"])
+        resume = ["allow=[pretended_gpu]", f"resume={name}/checkpoints/step-{4:08d}.pt", f"run_dir={name}_resumed"]
+        commands.append(["train", *resume])
     for record in records_of(commands, tmp_path):
         assert not record["failure"], record["failure"]
         assert record["graphs"] == 0, record["command"]
@@ -141,16 +156,19 @@ def test_steps_that_cannot_be_captured_run_eagerly_and_resume_bit_for_bit(tmp_pa
             assert not differ, (other, differ[:5])
 
 
-def test_steps_as_cuda_graphs_equal_eager_steps_and_resume_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("trainings", "num_ranks"), [(GRAPHS, 1), (RANKS, 2)], ids=["one process", "two processes"])
+def test_steps_as_cuda_graphs_equal_eager_steps_and_resume_bit_for_bit(
+    trainings: dict[str, list[str]], num_ranks: int, tmp_path: Path
+) -> None:
     tiny.unpaired_folders(tmp_path / "unpaired")
     commands = []
-    for name, arguments in GRAPHS.items():
+    for name, arguments in trainings.items():
         own = arguments if "data=unpaired" in arguments else [*PLAIN, *arguments]
         common = [*COMMON, "precision=fp32", *own, "performance.graph=true", f"trainer.duration={GRAPH_STEPS} steps"]
         commands.append(["train-eagerly", *common, f"run_dir={name}_eager"])
         commands.append(["train", *common, f"run_dir={name}"])
         commands.append(["train", f"resume={name}/checkpoints/step-{4:08d}.pt", f"run_dir={name}_resumed"])
-    for record in records_of(commands, tmp_path):
+    for record in records_of(commands, tmp_path, num_ranks):
         check(record)
         assert not record["not_captured"], record["command"]
         if record["command"][0] == "train-eagerly":
@@ -158,7 +176,7 @@ def test_steps_as_cuda_graphs_equal_eager_steps_and_resume_bit_for_bit(tmp_path:
         elif len(record["operations"]) == GRAPH_STEPS:
             assert record["graphs"] > 0, record["command"]
             assert record["operations"][-1] < 30, "the last step is a replay"
-    for name in GRAPHS:
+    for name in trainings:
         graph = final_state(tmp_path / name, GRAPH_STEPS)
         for other in ("eager", "resumed"):
             differ = [
@@ -167,9 +185,9 @@ def test_steps_as_cuda_graphs_equal_eager_steps_and_resume_bit_for_bit(tmp_path:
             assert not differ, (other, differ[:5])
 
 
-def records_of(commands: list[list[str]], folder: Path) -> list[dict[str, Any]]:
-    """Run commands and return their records."""
-    lines = build.run("walk", folder, json.dumps(commands)).splitlines()
+def records_of(commands: list[list[str]], folder: Path, num_ranks: int = 1) -> list[dict[str, Any]]:
+    """Run commands and return their records, those of the first process if there are several."""
+    lines = build.run("walk", folder, json.dumps(commands), num_ranks).splitlines()
     assert len(lines) == len(commands), lines
     return [json.loads(line) for line in lines]
 

@@ -104,7 +104,7 @@ def assemble(
     with raise_on_any_rank():
         builder, trainer_config, method_class = _checked(config, named, decided, images_per_second)
         augment, logger = (builder.build_group(config, key) for key in ("augment", "logger"))
-        device, precision, performance = _placement(config, device_name, decided, builder, trainer_config["accumulation"])
+        device, precision, performance = _placement(config, device_name, decided, builder)
         is_sharded = _is_sharded(config, method_class)
         if is_sharded:
             performance = _for_sharding(performance, config, decided)
@@ -179,7 +179,7 @@ def _welcome_keys(method: Method, dataset: ImageDataset, *, changes: bool) -> li
 
 
 def _placement(
-    config: Config, device_name: str, decided: Decisions | None, builder: Builder, accumulation: int
+    config: Config, device_name: str, decided: Decisions | None, builder: Builder
 ) -> tuple[torch.device, Precision, Performance]:
     """Return the device, the precision and the performance settings for training.
 
@@ -193,12 +193,12 @@ def _placement(
     if decided is not None and performance.compile == "auto":
         with mounted("performance", performance):
             performance = replace(performance, compile=False if performance.activation_checkpointing else decided.compile)
-    reason = performance.refusal_of_graphs(device, accumulation)
+    reason = performance.refusal_of_graphs(device)
     if reason and performance.graph is True:
         problem = f"performance.graph=true is impossible, because {reason}"
         raise ConfigError(problem, "set it to auto or false", key="performance.graph")
     if decided is not None and performance.graph == "auto":
-        performance = replace(performance, graph=decided.graph and not reason)
+        performance = replace(performance, graph=decided.graph and performance.may_choose_graphs(device))
     return device, precision, performance
 
 
@@ -250,6 +250,7 @@ def _for_sharding(performance: Performance, config: Config, decided: Decisions |
     wrong = {
         "performance.channels_last": (config["performance"]["channels_last"] is True, "auto"),
         "performance.compile": (config["performance"]["compile"] not in ("auto", False), "auto"),
+        "performance.graph": (config["performance"]["graph"] is True, "auto"),
         "trainer.accumulation": (config["trainer"]["accumulation"] == "auto" and decided is None, "a number"),
         "trainer.sync_batch_norm": (config["trainer"].get("sync_batch_norm") is True, "false"),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,8 @@ from genimg.methods.options import SamplingOptions, setting
 from genimg.schedules import Schedule, Scheduled
 from genimg.types import Batch, Metrics, Microbatches, Progress, height_width
 from genimg.utils.durations import NumImages
-from genimg.utils.rng import Stream, keys_of, mixed_keys, normal_latents, random_state, set_random_state
+from genimg.utils.random_streams import StreamPosition
+from genimg.utils.rng import Stream, keys_of, mixed_keys, normal_latents
 
 _MIDDLE = 0.821  # noise before the second step on CIFAR-10: Geng et al. 2024, the authors' code
 _SHARPNESS = 8.0  # k of the mapping from t to r, section 3; b is 1
@@ -180,11 +182,10 @@ class ConsistencyModel(ConditionalMethod):
         """Return the estimates [N, C, H, W] at the smaller times, without a graph; the images where these are 0."""
         is_image = earlier == 0.0
         safe = torch.where(is_image, time, earlier)  # avoids ln 0, because the network receives ln r
-        states = random_state(image.device) if self._has_dropout else None
-        with torch.no_grad():
+        # The next pass has the same dropout mask.
+        same_numbers = StreamPosition(image.device).again() if self._has_dropout else nullcontext()
+        with same_numbers, torch.no_grad():
             estimate = self.denoiser.estimate(self.denoiser.mixed(image, noise, safe), safe, condition)
-        if states is not None:
-            set_random_state(states, image.device)  # the next pass has the same dropout mask
         return torch.where(is_image[:, None, None, None], image, estimate)
 
     def check(self, batch: Batch) -> None:

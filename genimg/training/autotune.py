@@ -121,7 +121,7 @@ def choose_execution(parts: TrainingComponents, limits: Limits, *, may_compile: 
     if plain == given or parts.sharding is not None:  # processes with parts of the weights cannot try anything alone
         return replace(parts, performance=plain)
     may_compile = may_compile and not (given.activation_checkpointing or parts.settings.sync_batch_norm)
-    tries_graph = given.graph == "auto" and not plain.refusal_of_graphs(parts.device, parts.settings.accumulation)
+    tries_graph = given.graph == "auto" and plain.may_choose_graphs(parts.device)
     candidates = []
     if parts.device.type == "cuda":
         candidates = _candidates(given, plain, tries_graph=tries_graph, may_compile=may_compile)

@@ -73,22 +73,20 @@ class Performance:
     def memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
-    def refusal_of_graphs(self, device: torch.device, accumulation: int) -> str:
-        """Return why steps cannot run as CUDA graphs; empty if they can, as far as is known before building the model.
-
-        Args:
-            device: Device of the training.
-            accumulation: Number of microbatches per step.
-        """
+    def refusal_of_graphs(self, device: torch.device) -> str:
+        """Return why steps cannot run as CUDA graphs; empty if they can, as far as is known before building the model."""
         if device.type != "cuda":
             return f"the device is {device.type}"
-        if world_size() > 1:
-            return "several processes train together"
-        if accumulation > 1:
-            return "each microbatch continues its own random numbers"
         if self.activation_checkpointing:
             return "activation checkpointing repeats random numbers"
         return f"compile={self.compile} captures CUDA graphs itself" if self.compile in GRAPH_MODES else ""
+
+    def may_choose_graphs(self, device: torch.device) -> bool:
+        """Return whether steps may run as CUDA graphs without the user's asking for it.
+
+        Graphs with messages between several GPUs have been tested on a pretended GPU alone.
+        """
+        return world_size() == 1 and not self.refusal_of_graphs(device)
 
     def place(self, method: Method, device: torch.device) -> None:
         """Move the networks to the device in the requested memory format, and set up compilation.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from genimg.types import Batch
-from genimg.utils.rng import random_state, set_random_state
+from genimg.utils.random_streams import StreamPosition
 
 
 class Replay:
@@ -32,13 +32,13 @@ class Replay:
         self._microbatch = microbatch
         self._networks = networks
         self._device = device
-        self._random_state: list[Tensor] = []
+        self._position: StreamPosition | None = None
         self._buffers: list[dict[str, Tensor | None]] = []
 
     @torch.no_grad()
     def first(self) -> Batch:
         """Return the results, computed without a graph."""
-        self._random_state = random_state(self._device)
+        self._position = StreamPosition(self._device)
         self._buffers = [
             {name: None if buffer is None else buffer.clone() for name, buffer in module._buffers.items()}
             for module in self._modules()
@@ -56,14 +56,14 @@ class Replay:
     @contextlib.contextmanager
     def _as_then(self) -> Iterator[None]:
         # Replace the tensors instead of their values, because the graph may still need them.
+        assert self._position is not None
         modules = self._modules()
-        now, states = [dict(module._buffers) for module in modules], random_state(self._device)
+        now = [dict(module._buffers) for module in modules]
         for module, buffers in zip(modules, self._buffers, strict=True):
             module._buffers.update(buffers)
-        set_random_state(self._random_state, self._device)
         try:
-            yield
+            with self._position.again():
+                yield
         finally:
-            set_random_state(states, self._device)
             for module, buffers in zip(modules, now, strict=True):
                 module._buffers.update(buffers)

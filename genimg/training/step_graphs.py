@@ -20,6 +20,7 @@ import torch
 
 from genimg.errors import first_line
 from genimg.types import Batch, Progress
+from genimg.utils.random_streams import GraphDraws, StepDraws
 
 log = logging.getLogger(__name__)
 
@@ -78,14 +79,18 @@ class _Kind:
         answers: Questions that such a step asks, with their answers.
         zeros: Which scheduled numbers are 0.
         names: Names of the step's metrics.
+        draws: What the first step drew random numbers from.
         graph: The captured step; None before the capture, or if there is none.
+        of_graph: The graph's generators.
         is_eager: Whether it cannot be captured.
     """
 
     answers: dict[tuple[str, int], bool]
     zeros: tuple[bool, ...]
     names: Sequence[str]
+    draws: StepDraws = field(default_factory=StepDraws)
     graph: torch.cuda.CUDAGraph | None = None
+    of_graph: GraphDraws | None = None
     is_eager: bool = False
 
     def includes(self, progress: Progress, zeros: tuple[bool, ...]) -> bool:
@@ -128,16 +133,25 @@ class StepGraphs:
         if kind is not None and kind.graph is None and not kind.is_eager:
             self._capture(kind, batch, progress)
         if kind is not None and kind.graph is not None:
+            assert kind.of_graph is not None
+            kind.of_graph.begin_replay()
             kind.graph.replay()
             return kind.names
-        questions = Questions()
-        names = self._work(batch, WatchedProgress(progress, questions))
+        questions, draws = Questions(), StepDraws()
+        with draws.noted():
+            names = self._work(batch, WatchedProgress(progress, questions))
         if kind is None:
-            kind = _Kind(questions.answers, zeros, names)
+            kind = _Kind(questions.answers, zeros, names, draws)
             self._kinds.append(kind)
             if questions.reads_number:
                 self._refuse(kind, "the method computes with the number of images seen")
         return names
+
+    def close(self) -> None:
+        """Destroy the graphs. Messages that they contain would otherwise block the end of the process group."""
+        for graph in self._captured:
+            graph.reset()
+        self._captured, self._kinds = [], []
 
     def _in_place(self, batch: Batch) -> Batch:
         """Copy a batch to where the graphs read it."""
@@ -151,10 +165,14 @@ class StepGraphs:
         graph = torch.cuda.CUDAGraph()
         self._captured.append(graph)  # also if it is refused: destroying it would free memory that other graphs use
         before, on_host = _host_states(), torch.default_generator.get_state()
+        draws = GraphDraws(kind.draws)
+        for generator in draws.generators:
+            graph.register_generator_state(generator)
         reason = ""
         try:
             # Threads that pin memory or write files may use CUDA during the capture.
-            with torch.cuda.graph(graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local"):
+            mode = "thread_local"
+            with draws.used(), torch.cuda.graph(graph, pool=self._pool, stream=self.stream, capture_error_mode=mode):
                 self._work(batch, WatchedProgress(progress, Questions()))
         except RuntimeError as error:  # an operation that cannot be captured, such as one that waits for the device
             cause = error.__context__ or error  # leaving the capture reports that it has failed
@@ -165,7 +183,7 @@ class StepGraphs:
             torch.default_generator.set_state(on_host)
             self._refuse(kind, reason)
         else:
-            kind.graph = graph
+            kind.graph, kind.of_graph = graph, draws
 
     def _refuse(self, kind: _Kind, reason: str) -> None:
         kind.is_eager = True
@@ -182,11 +200,15 @@ def _host_states() -> tuple[Any, ...]:
 
 @contextlib.contextmanager
 def on_stream_of(graphs: StepGraphs, device: torch.device) -> Iterator[None]:
-    """Run the block on the stream of the graphs, after all earlier work and before all later work on the current stream."""
+    """Run the block on the stream of the graphs, after all earlier work and before all later work on the current stream.
+
+    The graphs are closed at its end.
+    """
     around = torch.cuda.current_stream(device)
     graphs.stream.wait_stream(around)
     try:
         with torch.cuda.stream(graphs.stream):
             yield
     finally:
+        graphs.close()
         around.wait_stream(graphs.stream)

@@ -6,8 +6,8 @@ Nothing else in genimg calls ``backward()`` or ``optimizer.step()``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +20,8 @@ from genimg.training.gradient_sum import GradientSum
 from genimg.training.replay import Replay
 from genimg.types import Batch, LossFunction, Metrics, Microbatches
 from genimg.utils.distributed import least_over_ranks, rank, world_size
-from genimg.utils.rng import Stream, random_state, seed_generators, seed_of, set_random_state
+from genimg.utils.random_streams import RandomStream
+from genimg.utils.rng import Stream, seed_generators, seed_of
 
 if TYPE_CHECKING:
     from genimg.training.sharding import Sharding  # imports PyTorch's distributed tensors, which takes long
@@ -60,36 +61,27 @@ class StepRNG:
 
     def __init__(self, seed: int, num_microbatches: int, device: torch.device) -> None:
         self._seed = seed
-        self._count = num_microbatches
         self._first = rank() * num_microbatches  # number of this rank's first microbatch
         self._device = device
-        self._step = 0
-        self._states: dict[int, list[Tensor]] = {}
+        self._streams = [RandomStream(device) for _ in range(num_microbatches)] if num_microbatches > 1 else []
 
     def begin(self, step: int) -> None:
         """Start the streams of ``step``. With several microbatches, also seed a stream for draws outside of them."""
-        self._step = step
-        self._states = {}
-        of_none = seed_of(self._seed, Stream.STEP, step, _OF_NO_MICROBATCH)
-        seed_generators(self._seed_of_microbatch(0) if self._count == 1 else of_none, self._device)
-
-    @contextmanager
-    def of_microbatch(self, number: int) -> Iterator[None]:
-        """Draw from the stream of this rank's microbatch ``number`` within the block."""
-        if self._count == 1:  # a single stream, seeded by ``begin``
-            yield
+        if not self._streams:
+            seed_generators(self._seed_of_microbatch(step, 0), self._device)
             return
-        if number in self._states:
-            set_random_state(self._states[number], self._device)
-        else:
-            seed_generators(self._seed_of_microbatch(number), self._device)
-        yield
-        self._states[number] = random_state(self._device)
+        seed_generators(seed_of(self._seed, Stream.STEP, step, _OF_NO_MICROBATCH), self._device)
+        for number, stream in enumerate(self._streams):
+            stream.restart(self._seed_of_microbatch(step, number))
 
-    def _seed_of_microbatch(self, number: int) -> int:
+    def of_microbatch(self, number: int) -> AbstractContextManager[None]:
+        """Draw from the stream of this rank's microbatch ``number`` within the block."""
+        return self._streams[number].drawing() if self._streams else nullcontext()  # a single stream, seeded by ``begin``
+
+    def _seed_of_microbatch(self, step: int, number: int) -> int:
         overall = self._first + number
         # The first microbatch has the seed of an undivided batch.
-        position = (self._step, overall) if overall else (self._step,)
+        position = (step, overall) if overall else (step,)
         return seed_of(self._seed, Stream.STEP, *position)
 
 

@@ -130,31 +130,6 @@ def seed_generators(seed: int, device: torch.device) -> None:
         torch.mps.manual_seed(seed)
 
 
-def random_state(device: torch.device) -> list[Tensor]:
-    """Return the states of the CPU's and the device's generator, without synchronising with the device.
-
-    Raises:
-        RuntimeError: During the capture of a CUDA graph, which would always continue from this state.
-    """
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        if torch.cuda.is_current_stream_capturing():
-            raise RuntimeError("the step repeats random numbers")
-        states.append(torch.cuda.get_rng_state(device))
-    elif device.type == "mps":
-        states.append(torch.mps.get_rng_state())
-    return states
-
-
-def set_random_state(states: list[Tensor], device: torch.device) -> None:
-    """Restore the states that ``random_state`` returned."""
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
-    elif device.type == "mps":
-        torch.mps.set_rng_state(states[1])
-
-
 def normal_latents(seed: int, indices: Sequence[int], latent_dim: int) -> Tensor:
     """Return standard normal latents [N, Z] on the CPU; row i depends only on (seed, indices[i])."""
     generator = torch.Generator()

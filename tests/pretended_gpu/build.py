@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -50,23 +51,33 @@ def library() -> Path:
     return folder / _LIBRARY
 
 
-def run(module: str, folder: Path, text: str = "") -> str:
-    """Run a module of this package in a new process with the library, and return what it has printed.
+def run(module: str, folder: Path, text: str = "", num_ranks: int = 1) -> str:
+    """Run a module of this package in new processes with the library, and return what the first has printed.
 
     Args:
         module: Name of the module.
         folder: Working directory; caches go there, too.
         text: Standard input.
+        num_ranks: Number of processes. Several look as if torchrun had started each on a host of its own.
     """
     paths = [str(_SOURCE.parents[1]), str(_SOURCE.parents[2])]
     settings = {"LD_PRELOAD": str(library()), "PYTHONPATH": os.pathsep.join(paths), "GENIMG_CACHE": str(folder / "cache")}
     settings |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", f"pretended_gpu.{module}"]
-    process = subprocess.run(
-        command, cwd=folder, env=os.environ | settings, input=text, capture_output=True, text=True, check=False
-    )
-    assert process.returncode == 0, process.stderr
-    return process.stdout
+    if num_ranks > 1:
+        settings |= {"WORLD_SIZE": str(num_ranks), "LOCAL_RANK": "0"}
+
+    def run_rank(rank: int) -> subprocess.CompletedProcess[str]:
+        own = {"RANK": str(rank)} if num_ranks > 1 else {}
+        return subprocess.run(
+            [sys.executable, "-m", f"pretended_gpu.{module}"],
+            cwd=folder, env=os.environ | settings | own, input=text, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    with ThreadPoolExecutor(num_ranks) as pool:
+        processes = list(pool.map(run_rank, range(num_ranks)))
+    for process in processes:
+        assert process.returncode == 0, process.stderr
+    return processes[0].stdout
 
 
 def _cache_dir() -> Path:

@@ -33,6 +33,7 @@ from torch.backends import cuda
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretended_gpu import rules
+from pretended_gpu.generators import DefaultGenerator
 
 OTHER_THREADS = "other threads"
 """Phase of waits outside of the main thread; these do not delay the training."""
@@ -108,6 +109,8 @@ class PretendedGPU(TorchDispatchMode):
         self.operations: _Report = defaultdict(Counter)
         self.doubles: _Report = defaultdict(Counter)
         self.recorder: Recorder | None = None
+        torch.cuda.init()
+        self.default_generator = DefaultGenerator(torch.cuda.default_generators[0])
         self._library = ctypes.CDLL(None)  # the preloaded one
         self._library.pretended_launches.restype = ctypes.c_long
         self._first_launch = self._library.pretended_launches()
@@ -115,6 +118,8 @@ class PretendedGPU(TorchDispatchMode):
 
     def __enter__(self) -> PretendedGPU:
         assert torch.cuda.get_device_name(0) == "pretended GPU", "the library of build.py must be preloaded"
+        self._generators = torch.cuda.default_generators
+        torch.cuda.default_generators = (self.default_generator,)
         torch.backends.cudnn.enabled = False  # the CPU has no kernels for its operations, nor for those of fused attention
         for enable in (cuda.enable_cudnn_sdp, cuda.enable_flash_sdp, cuda.enable_mem_efficient_sdp):
             enable(False)
@@ -125,6 +130,7 @@ class PretendedGPU(TorchDispatchMode):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self._set_callback(None)
+        torch.cuda.default_generators = self._generators
 
     def _set_callback(self, address: int | None) -> None:
         ctypes.c_void_p.in_dll(self._library, "pretended_on_wait").value = address
@@ -216,8 +222,7 @@ class PretendedGPU(TorchDispatchMode):
             frame = frame.f_back
         return " < ".join(lines) or "no line of the package (a thread of autograd?)"
 
-    @staticmethod
-    def _on_host(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[HostCall, dict[int, Tensor]]:
+    def _on_host(self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[HostCall, dict[int, Tensor]]:
         """Return the operation on the host's views, and the CUDA tensors by the ids of these views."""
         views: dict[int, Tensor] = {}
         originals: dict[int, Tensor] = {}
@@ -239,7 +244,7 @@ class PretendedGPU(TorchDispatchMode):
         if "generator" in of_host:  # some operations have to get one
             of_host["generator"] = None
         draws = torch.Tag.nondeterministic_seeded in func.tags
-        source = (generator or torch.cuda.default_generators[0]) if draws else None
+        source = (generator or self.default_generator.continued) if draws else None
         return HostCall(func, map_nested(on_host, args), of_host, source), originals
 
 

@@ -15,18 +15,23 @@ from pretended_gpu.device import OFFSETS_PER_DRAW, HostCall, PretendedGPU, host_
 
 _UNDECLARED_WRITES = {"aten::native_batch_norm": {"running_mean", "running_var"}}  # the schema does not name them
 
+_MESSAGES = "c10d"  # namespace of messages between processes, whose schemas name nothing that they write
+
 
 class Recording:
     """The operations of one captured graph.
 
     As on a GPU, nothing is computed or changed during the capture; results hold NaN, or 0 in integers, until the first replay.
     Random numbers are a function of the generator's seed and offset at the replay, which then moves the offset on.
+
+    Args:
+        generator: Generator from which operations draw if they are not given one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, generator: torch.Generator) -> None:
         self._calls: list[tuple[HostCall, list[Tensor | None], int]] = []
         self._drawn: dict[torch.Generator, int] = {}  # offsets of the whole graph
-        self.generators: set[torch.Generator] = {torch.cuda.default_generators[0]}
+        self.generators = {generator}
 
     def add(self, call: HostCall, originals: dict[int, Tensor], to_gpu: Callable[[Any], Any]) -> Any:
         """Implement ``device.Recorder``."""
@@ -55,7 +60,7 @@ class Recording:
         starts = {generator: (generator.initial_seed(), generator.get_offset()) for generator in self._drawn}
         for call, outputs, offset in self._calls:
             seed, start = (0, 0) if call.generator is None else starts[call.generator]
-            for into, value in zip(outputs, tensors_in([call(seed, start + offset)]), strict=True):
+            for into, value in zip(outputs, tensors_in([_completed(call, seed, start + offset)]), strict=True):
                 if into is not None:
                     into.copy_(value)
         for generator, drawn in self._drawn.items():
@@ -71,7 +76,7 @@ def computing_graphs(gpu: PretendedGPU) -> Iterator[None]:
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__()
-            self._recording = Recording()
+            self._recording = Recording(gpu.default_generator.continued)
 
         def capture_begin(self, *args: Any, **kwargs: Any) -> None:
             super().capture_begin(*args, **kwargs)
@@ -92,6 +97,14 @@ def computing_graphs(gpu: PretendedGPU) -> Iterator[None]:
         yield
 
 
+def _completed(call: HostCall, seed: int, offset: int) -> Any:
+    """Return the result of an operation, for which a message between processes waits."""
+    result = call(seed, offset)
+    if call.func.namespace == _MESSAGES:
+        result[1].wait()
+    return result
+
+
 def _with_constants(call: HostCall, originals: dict[int, Tensor]) -> HostCall:
     """Return the operation with copies of the numbers in CPU tensors, which a graph holds as arguments of its kernels."""
 
@@ -108,6 +121,8 @@ def _without_effects(call: HostCall, originals: dict[int, Tensor]) -> HostCall:
     schema = call.func._schema
     written = {each.name for each in schema.arguments if each.alias_info is not None and each.alias_info.is_write}
     written |= _UNDECLARED_WRITES.get(schema.name, set())
+    if call.func.namespace == _MESSAGES:  # all ranks rehearse
+        written = {each.name for each in schema.arguments}
 
     def copied(value: Any) -> Any:
         if not isinstance(value, Tensor):

@@ -9,17 +9,20 @@ import contextlib
 import io
 import json
 import logging
+import os
 import sys
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 from fork_server import mode_of
 from hydra._internal.hydra import Hydra
 from torch.optim import Optimizer
@@ -32,6 +35,7 @@ from genimg.training.host_copies import snapshot
 from genimg.training.step_graphs import StepGraphs
 from genimg.training.trainer import Trainer
 from genimg.types import Progress
+from genimg.utils import distributed
 from pretended_gpu.device import PretendedGPU
 from pretended_gpu.graphs import computing_graphs
 
@@ -83,6 +87,7 @@ def walk(command: list[str]) -> Record:
     with (
         mock.patch.object(sys, "argv", [f"genimg-{entry_point}", *command[1:]]),
         mock.patch.object(cli, "end", _raise),
+        mock.patch.object(distributed, "_join", _join),
         mock.patch.object(Hydra, "get_mode", mode_of(Hydra.get_mode)),
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
@@ -101,6 +106,16 @@ def walk(command: list[str]) -> Record:
     record.seconds = round(time.monotonic() - start, 2)
     record.launches, record.waits, record.doubles = gpu.launches, dict(gpu.waits), dict(gpu.doubles)
     return record
+
+
+_groups = count()
+
+
+def _join(backend: str) -> None:
+    """Join a process group that sends the GPU's tensors with the library for those of the CPU."""
+    own_rank, size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    store = dist.FileStore(f"process_group_{next(_groups)}", size)
+    dist.init_process_group(backend.replace("nccl", "gloo"), store=store, rank=own_rank, world_size=size)
 
 
 def _raise(name: str, primary: str, failure: Failure, jobs: list[Failure]) -> NoReturn:

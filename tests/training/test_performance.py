@@ -6,6 +6,7 @@ from errors import raises
 from torch import nn
 
 from genimg.errors import ConfigError
+from genimg.training import performance as performance_module
 from genimg.training.performance import Performance
 
 CPU = torch.device("cpu")
@@ -111,21 +112,29 @@ def test_what_only_a_cpu_needs_can_be_turned_off(wanted: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "accumulation", "word"),
+    ("changes", "word"),
     [
-        ({}, 1, ""),
-        ({}, 2, "microbatch"),
-        ({"activation_checkpointing": True}, 1, "checkpointing"),
-        ({"compile": "max-autotune"}, 1, "max-autotune"),
-        ({"compile": "default"}, 1, ""),
+        ({}, ""),
+        ({"activation_checkpointing": True}, "checkpointing"),
+        ({"compile": "max-autotune"}, "max-autotune"),
+        ({"compile": "default"}, ""),
     ],
 )
-def test_steps_run_as_graphs_only_where_they_can(changes: dict[str, object], accumulation: int, word: str) -> None:
-    settings = {"compile": False, **changes}
-    assert performance(**settings).refusal_of_graphs(CPU, accumulation) == "the device is cpu"
-    reason = performance(**settings).refusal_of_graphs(torch.device("cuda"), accumulation)
+def test_steps_run_as_graphs_only_where_they_can(changes: dict[str, object], word: str) -> None:
+    found = performance(**{"compile": False, **changes})
+    assert found.refusal_of_graphs(CPU) == "the device is cpu"
+    assert not found.may_choose_graphs(CPU)
+    reason = found.refusal_of_graphs(torch.device("cuda"))
     assert word in reason
     assert bool(reason) == bool(word)
+    assert found.may_choose_graphs(torch.device("cuda")) == (not word)
+
+
+def test_graphs_with_several_processes_have_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(performance_module, "world_size", lambda: 2)
+    found = performance(compile=False)
+    assert not found.refusal_of_graphs(torch.device("cuda"))
+    assert not found.may_choose_graphs(torch.device("cuda"))
 
 
 @pytest.mark.parametrize("changes", [{"activation_checkpointing": True, "compile": False}, {"compile": "reduce-overhead"}])
