@@ -72,7 +72,7 @@ USES = {
 
 @pytest.mark.parametrize("checks", ["checks", "transfers"])
 def test_the_pretended_gpu_and_the_copies_to_and_from_it_are_right(checks: str, tmp_path: Path) -> None:
-    failures = json.loads(build.run(checks, tmp_path))
+    failures = json.loads(*build.run(checks, tmp_path))
     assert not failures, "\n".join(failures.values())
 
 
@@ -125,11 +125,13 @@ REFUSED = {
 }
 RANKS = {
     "batch_norm": ["model=dcgan_small", *tiny.SIZES["dcgan_small"], "discriminator_augment=ada", "ema=exponential"],
+    "styles": ["model=stylegan2_small", *tiny.SIZES["stylegan2_small"], *LAZY, "trainer.max_grad_norm=1"],
     "codes": ["model=vq_vae_small", *tiny.AUTOENCODERS["vq_vae_small"], "model.prior_from=8images", "trainer.accumulation=2"],
 }
 
 
-def test_steps_that_cannot_be_captured_run_eagerly_and_resume_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_steps_that_cannot_be_captured_run_eagerly_and_resume_bit_for_bit(num_ranks: int, tmp_path: Path) -> None:
     commands = []
     for name, arguments in REFUSED.items():
         common = [
@@ -144,7 +146,7 @@ def test_steps_that_cannot_be_captured_run_eagerly_and_resume_bit_for_bit(tmp_pa
         commands.append(["train", *common, f"run_dir={name}"])
         resume = ["allow=[pretended_gpu]", f"resume={name}/checkpoints/step-{4:08d}.pt", f"run_dir={name}_resumed"]
         commands.append(["train", *resume])
-    for record in records_of(commands, tmp_path):
+    for record in records_of(commands, tmp_path, num_ranks):
         assert not record["failure"], record["failure"]
         assert record["graphs"] == 0, record["command"]
         assert record["command"][0] == "train-eagerly" or record["not_captured"], record["command"]
@@ -186,10 +188,13 @@ def test_steps_as_cuda_graphs_equal_eager_steps_and_resume_bit_for_bit(
 
 
 def records_of(commands: list[list[str]], folder: Path, num_ranks: int = 1) -> list[dict[str, Any]]:
-    """Run commands and return their records, those of the first process if there are several."""
-    lines = build.run("walk", folder, json.dumps(commands), num_ranks).splitlines()
-    assert len(lines) == len(commands), lines
-    return [json.loads(line) for line in lines]
+    """Run commands and return the records of all processes."""
+    records = []
+    for printed in build.run("walk", folder, json.dumps(commands), num_ranks):
+        lines = printed.splitlines()
+        assert len(lines) == len(commands), lines
+        records += [json.loads(line) for line in lines]
+    return records
 
 
 def check(record: dict[str, Any]) -> None:

@@ -182,9 +182,9 @@ class ConsistencyModel(ConditionalMethod):
         """Return the estimates [N, C, H, W] at the smaller times, without a graph; the images where these are 0."""
         is_image = earlier == 0.0
         safe = torch.where(is_image, time, earlier)  # avoids ln 0, because the network receives ln r
-        # The next pass has the same dropout mask.
-        same_numbers = StreamPosition(image.device).again() if self._has_dropout else nullcontext()
-        with same_numbers, torch.no_grad():
+        # Both passes have the same dropout mask. Geng et al. 2024, section 3.
+        same_mask = StreamPosition(image.device).repeated() if self._has_dropout else nullcontext()
+        with same_mask, torch.no_grad():
             estimate = self.denoiser.estimate(self.denoiser.mixed(image, noise, safe), safe, condition)
         return torch.where(is_image[:, None, None, None], image, estimate)
 

@@ -43,6 +43,10 @@ class BatchStatistics:
         self._means = torch.cat([buffer.reshape(-1) for buffer in self._buffers]).div_(world_size())
         self._finish = begin_sum_(self._means)
 
+    def abandon(self) -> None:
+        """Forget an average that was begun, without waiting for it."""
+        self._finish = None
+
     def finish_average(self) -> None:
         """Replace the statistics by their means over all ranks.
 

@@ -59,6 +59,8 @@ class GradientSum:
             bucket.wait()
 
     def _on_gradient(self, bucket: _Bucket, is_last: bool, parameter: Tensor) -> None:
+        if parameter.grad is None:  # undefined, such as that of the last bias in a path length penalty
+            return
         bucket.add(parameter)
         while is_last and self._num_sent < len(self._buckets) and self._buckets[self._num_sent].is_complete:
             self._buckets[self._num_sent].send()

@@ -20,6 +20,7 @@ from genimg.utils.distributed import world_size
 GRAPH_MODES = ("reduce-overhead", "max-autotune")
 """Modes of torch.compile that capture CUDA graphs themselves."""
 
+_RECOVERS = "2.13"  # before, generators and memory pools stayed in the state of a capture that had failed
 _COMPILE_MODES = ("default", *GRAPH_MODES)
 
 
@@ -59,7 +60,8 @@ class Performance:
             )
         if self.graph is True and self.activation_checkpointing:
             raise ValueError(
-                "graph=true does not work with activation_checkpointing=true, which repeats random numbers: set one of them"
+                "graph=true does not work with activation_checkpointing=true, which copies the state of the random number "
+                "generator: set one of them"
             )
         if self.activation_checkpointing not in (True, False):
             raise ValueError(f"activation_checkpointing={self.activation_checkpointing} must be true or false")
@@ -78,14 +80,13 @@ class Performance:
         if device.type != "cuda":
             return f"the device is {device.type}"
         if self.activation_checkpointing:
-            return "activation checkpointing repeats random numbers"
+            return "activation checkpointing copies the state of the random number generator"
+        if torch.__version__ < _RECOVERS:
+            return f"PyTorch {torch.__version__} does not recover from steps that cannot be captured, as {_RECOVERS} does"
         return f"compile={self.compile} captures CUDA graphs itself" if self.compile in GRAPH_MODES else ""
 
     def may_choose_graphs(self, device: torch.device) -> bool:
-        """Return whether steps may run as CUDA graphs without the user's asking for it.
-
-        Graphs with messages between several GPUs have been tested on a pretended GPU alone.
-        """
+        """Return whether ``auto`` may choose CUDA graphs. Its trials send no messages, so they cannot try several processes."""
         return world_size() == 1 and not self.refusal_of_graphs(device)
 
     def place(self, method: Method, device: torch.device) -> None:

@@ -62,7 +62,7 @@ class Replay:
         for module, buffers in zip(modules, self._buffers, strict=True):
             module._buffers.update(buffers)
         try:
-            with self._position.again():
+            with self._position.repeated():
                 yield
         finally:
             for module, buffers in zip(modules, now, strict=True):

@@ -2,7 +2,7 @@
 
 A graph repeats the operations with which it was captured. Whatever changes from step to step is therefore an input of the
 graph: the batch is copied into buffers that stay in place, numbers are kept on the device (training/step_numbers.py), and the
-generator from which the graph takes random numbers is seeded before each step. Where Python decides by the progress of the
+generators from which the graph takes random numbers are set before each step. Where Python decides by the progress of the
 training, each combination of answers has its own graph.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from genimg.errors import first_line
+from genimg.errors import first_line, is_memory_full
 from genimg.types import Batch, Progress
 from genimg.utils.random_streams import GraphDraws, StepDraws
 
@@ -79,18 +79,18 @@ class _Kind:
         answers: Questions that such a step asks, with their answers.
         zeros: Which scheduled numbers are 0.
         names: Names of the step's metrics.
-        draws: What the first step drew random numbers from.
+        draws: What the first step drew its random numbers from.
         graph: The captured step; None before the capture, or if there is none.
-        of_graph: The graph's generators.
+        graph_draws: Generators of the graph.
         is_eager: Whether it cannot be captured.
     """
 
     answers: dict[tuple[str, int], bool]
     zeros: tuple[bool, ...]
     names: Sequence[str]
-    draws: StepDraws = field(default_factory=StepDraws)
+    draws: StepDraws
     graph: torch.cuda.CUDAGraph | None = None
-    of_graph: GraphDraws | None = None
+    graph_draws: GraphDraws | None = None
     is_eager: bool = False
 
     def includes(self, progress: Progress, zeros: tuple[bool, ...]) -> bool:
@@ -106,13 +106,15 @@ class StepGraphs:
     Args:
         work: See ``Work``.
         device: CUDA device.
+        abandon: Function that forgets what a step has begun, such as messages, after a capture that failed in its midst.
 
     Attributes:
         reasons: Why steps could not be captured.
     """
 
-    def __init__(self, work: Work, device: torch.device) -> None:
+    def __init__(self, work: Work, device: torch.device, *, abandon: Callable[[], None]) -> None:
         self._work = work
+        self._abandon = abandon
         self.stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
         self._kinds: list[_Kind] = []
@@ -133,12 +135,12 @@ class StepGraphs:
         if kind is not None and kind.graph is None and not kind.is_eager:
             self._capture(kind, batch, progress)
         if kind is not None and kind.graph is not None:
-            assert kind.of_graph is not None
-            kind.of_graph.begin_replay()
+            assert kind.graph_draws is not None
+            kind.graph_draws.begin_replay()
             kind.graph.replay()
             return kind.names
         questions, draws = Questions(), StepDraws()
-        with draws.noted():
+        with draws.recorded():
             names = self._work(batch, WatchedProgress(progress, questions))
         if kind is None:
             kind = _Kind(questions.answers, zeros, names, draws)
@@ -175,15 +177,18 @@ class StepGraphs:
             with draws.used(), torch.cuda.graph(graph, pool=self._pool, stream=self.stream, capture_error_mode=mode):
                 self._work(batch, WatchedProgress(progress, Questions()))
         except RuntimeError as error:  # an operation that cannot be captured, such as one that waits for the device
+            if is_memory_full(error) and all(each.graph is None for each in self._kinds):
+                raise  # at the start of a training; later, a step without a graph is better than none
             cause = error.__context__ or error  # leaving the capture reports that it has failed
             reason = first_line(cause)
         if not reason and before != _host_states():
             reason = "the step draws random numbers on the host"
         if reason:
+            self._abandon()
             torch.default_generator.set_state(on_host)
             self._refuse(kind, reason)
         else:
-            kind.graph, kind.of_graph = graph, draws
+            kind.graph, kind.graph_draws = graph, draws
 
     def _refuse(self, kind: _Kind, reason: str) -> None:
         kind.is_eager = True

@@ -247,7 +247,7 @@ class Trainer:
             return
         self.numbers.hold_on(self.device)
         self.updater.hold_step()
-        graphs = StepGraphs(self._work, self.device)
+        graphs = StepGraphs(self._work, self.device, abandon=self.updater.abandon)
         with on_stream_of(graphs, self.device):
             yield lambda batch, progress: graphs.run(batch, progress, self.numbers.are_zero)
 

@@ -202,6 +202,12 @@ class Updater:
         if self._statistics is not None:
             self._statistics.finish_average()
 
+    def abandon(self) -> None:
+        """Forget what a step has begun that failed before its end."""
+        self._replays = {}
+        if self._statistics is not None:
+            self._statistics.abandon()
+
     def hold_step(self) -> None:
         """From now on, keep the number of the step on the device, so the operations of a step can be captured."""
         self.step = torch.zeros((), dtype=torch.int64, device=self._device)

@@ -1,8 +1,8 @@
-"""Streams of torch's random numbers: switch between them, and draw the same numbers again, also within CUDA graphs.
+"""Streams of torch's random numbers that can be switched and repeated, also in CUDA graphs.
 
-Most of torch's operations draw from default generators, so a stream is what these continue for a while. On the host, and on
-MPS, this copies the generators' states. During the capture of a CUDA graph, a CUDA generator has no state that could be copied.
-Its state is therefore exchanged for that of another generator, which the graph has registered.
+Most of torch's operations draw from default generators. A stream temporarily replaces their state. On the host and on MPS, the
+states are copied. A CUDA generator instead exchanges its state for that of another generator, because this can be captured in a
+CUDA graph that has registered the other generator.
 """
 
 from __future__ import annotations
@@ -24,31 +24,27 @@ class RandomStream:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._of_gpu = _default_generator(device).clone_state() if device.type == "cuda" else None
+        self._generator = _default_generator(device).clone_state() if device.type == "cuda" else None
         self._seed = 0
-        self._states: list[Tensor] = []  # of generators whose states are copied; empty at the beginning of the stream
+        self._states: list[Tensor] = []  # copied states; empty at the beginning of the stream
 
     def restart(self, seed: int) -> None:
         """Begin the stream of a seed."""
         self._seed, self._states = seed, []
-        if self._of_gpu is not None:
-            self._of_gpu.manual_seed(seed)
+        if self._generator is not None:
+            self._generator.manual_seed(seed)
 
     @contextlib.contextmanager
     def drawing(self) -> Iterator[None]:
-        """Continue the stream within the block, and then what was continued before."""
-        if self._of_gpu is None:
-            with self._drawing_by_copies():
-                yield
-            return
-        if _notes is not None and self._of_gpu not in _notes.streams:
-            _notes.streams.append(self._of_gpu)
-        with _continued(self._of_gpu, self._device):
-            if torch.cuda.is_current_stream_capturing():  # numbers of the host would be the same in each replay
-                yield
-            else:
-                with self._drawing_by_copies():
-                    yield
+        """Draw from this stream in the block; continue the previous one after it."""
+        with contextlib.ExitStack() as stack:
+            if self._generator is not None:
+                if _record is not None and self._generator not in _record.streams:
+                    _record.streams.append(self._generator)
+                stack.enter_context(_continued(self._generator, self._generator, self._device))
+            if not _is_capturing(self._device):  # numbers of the host would be the same in each replay
+                stack.enter_context(self._drawing_by_copies())
+            yield
 
     @contextlib.contextmanager
     def _drawing_by_copies(self) -> Iterator[None]:
@@ -67,7 +63,7 @@ class RandomStream:
 
 
 class StreamPosition:
-    """The current position in the current stream, from which numbers can be drawn again.
+    """The current position in the current stream, from which numbers can be drawn once more.
 
     Args:
         device: Device whose generator is used in addition to the CPU's.
@@ -75,28 +71,28 @@ class StreamPosition:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._generator: torch.Generator | None = None
+        self._root: torch.Generator | None = None
         self._states: list[Tensor] = []
-        self._of_gpu: torch.Generator | None = None
-        if device.type != "cuda":
-            self._states = _copied_states(device)
-        elif torch.cuda.is_current_stream_capturing():
-            self._of_gpu = _generator_of_graph()
-        else:
-            self._states = _copied_states(device)
-            current = _current_generator(device)
-            self._of_gpu = current.clone_state()
-            if _notes is not None:
-                _notes.positions.append((current, current.get_offset()))
+        if _is_capturing(device):
+            self._generator = self._root = _generator_of_graph()
+            return
+        self._states = _copied_states(device)
+        if device.type == "cuda":
+            current, self._root = _continuing[-1] if _continuing else (_default_generator(device),) * 2
+            self._generator = current.clone_state()
+            if _record is not None:
+                _record.positions.append((self._root, current.get_offset()))
 
     @contextlib.contextmanager
-    def again(self) -> Iterator[None]:
-        """Draw the numbers that follow the position within the block, and then go on as if these had not been drawn.
+    def repeated(self) -> Iterator[None]:
+        """Draw the numbers that follow the position in the block; continue after it as if they had not been drawn.
 
-        Call it at most once.
+        Call it once at most.
         """
         with contextlib.ExitStack() as stack:
-            if self._of_gpu is not None:
-                stack.enter_context(_continued(self._of_gpu, self._device))
+            if self._generator is not None and self._root is not None:
+                stack.enter_context(_continued(self._generator, self._root, self._device))
             if self._states:
                 stack.callback(_restore, _copied_states(self._device), self._device)
                 _restore(self._states, self._device)
@@ -105,32 +101,32 @@ class StreamPosition:
 
 @dataclass
 class StepDraws:
-    """What a step has used to draw numbers, from which graphs of such steps are made.
+    """The CUDA generators and the positions that a step used.
 
     Attributes:
-        streams: CUDA generators of the streams, other than the default generator.
-        positions: Generator and offset of each ``StreamPosition``, in order.
+        streams: Generators of the streams, other than the default generator.
+        positions: Generator of the stream and offset of each ``StreamPosition``, in order.
     """
 
     streams: list[torch.Generator] = field(default_factory=list)
     positions: list[tuple[torch.Generator, int]] = field(default_factory=list)
 
     @contextlib.contextmanager
-    def noted(self) -> Iterator[None]:
-        """Note what is used within the block, which is not captured."""
-        global _notes
-        _notes = self
+    def recorded(self) -> Iterator[None]:
+        """Record what is used in the block, which is not captured."""
+        global _record
+        before, _record = _record, self
         try:
             yield
         finally:
-            _notes = None
+            _record = before
 
 
 class GraphDraws:
     """The generators of a CUDA graph.
 
     Args:
-        draws: What a step without a graph has used.
+        draws: What a step without a graph used.
 
     Attributes:
         generators: Generators to register with the graph before its capture.
@@ -142,13 +138,19 @@ class GraphDraws:
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
-        """Let each ``StreamPosition`` of the block, a capture, use one of the generators."""
-        global _of_graph
-        _of_graph = iter([own for _, _, own in self._positions])
+        """Let each ``StreamPosition`` of the block, a capture, use one of the generators.
+
+        Raises:
+            RuntimeError: If the block has another number of positions than the step without a graph.
+        """
+        global _graph_generators
+        before, _graph_generators = _graph_generators, iter([own for _, _, own in self._positions])
         try:
             yield
+            if next(_graph_generators, None) is not None:
+                raise RuntimeError(_DIFFERENT)
         finally:
-            _of_graph = iter(())
+            _graph_generators = before
 
     def begin_replay(self) -> None:
         """Set the generators for a replay whose streams have been restarted."""
@@ -156,9 +158,11 @@ class GraphDraws:
             own.manual_seed(generator.initial_seed()).set_offset(offset)
 
 
-_notes: StepDraws | None = None
-_of_graph: Iterator[torch.Generator] = iter(())
-_continuing: list[torch.Generator] = []  # CUDA generators whose streams the default one continues, the last one now
+_DIFFERENT = "the step repeats other random numbers than the first such step"
+_record: StepDraws | None = None
+_graph_generators: Iterator[torch.Generator] = iter(())
+_continuing: list[tuple[torch.Generator, torch.Generator]] = []
+"""Which generators replace the state of the default CUDA generator, the last one now, each with that of its whole stream."""
 
 
 def _generator_of_graph() -> torch.Generator:
@@ -167,18 +171,18 @@ def _generator_of_graph() -> torch.Generator:
     Raises:
         RuntimeError: If the step without a graph had fewer positions.
     """
-    generator = next(_of_graph, None)
+    generator = next(_graph_generators, None)
     if generator is None:
-        raise RuntimeError("the step draws random numbers again that the first such step did not draw again")
+        raise RuntimeError(_DIFFERENT)
     return generator
 
 
 @contextlib.contextmanager
-def _continued(generator: torch.Generator, device: torch.device) -> Iterator[None]:
+def _continued(generator: torch.Generator, root: torch.Generator, device: torch.device) -> Iterator[None]:
     default = _default_generator(device)
     before = default.graphsafe_get_state()
     default.graphsafe_set_state(generator)
-    _continuing.append(generator)
+    _continuing.append((generator, root))
     try:
         yield
     finally:
@@ -186,8 +190,8 @@ def _continued(generator: torch.Generator, device: torch.device) -> Iterator[Non
         default.graphsafe_set_state(before)
 
 
-def _current_generator(device: torch.device) -> torch.Generator:
-    return _continuing[-1] if _continuing else _default_generator(device)
+def _is_capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _default_generator(device: torch.device) -> torch.Generator:

@@ -51,8 +51,8 @@ def library() -> Path:
     return folder / _LIBRARY
 
 
-def run(module: str, folder: Path, text: str = "", num_ranks: int = 1) -> str:
-    """Run a module of this package in new processes with the library, and return what the first has printed.
+def run(module: str, folder: Path, text: str = "", num_ranks: int = 1) -> list[str]:
+    """Run a module of this package in new processes with the library, and return what each has printed.
 
     Args:
         module: Name of the module.
@@ -75,9 +75,9 @@ def run(module: str, folder: Path, text: str = "", num_ranks: int = 1) -> str:
 
     with ThreadPoolExecutor(num_ranks) as pool:
         processes = list(pool.map(run_rank, range(num_ranks)))
-    for process in processes:
-        assert process.returncode == 0, process.stderr
-    return processes[0].stdout
+    errors = "".join(process.stderr for process in processes)
+    assert not any(process.returncode for process in processes), errors
+    return [process.stdout for process in processes]
 
 
 def _cache_dir() -> Path:

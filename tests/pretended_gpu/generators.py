@@ -1,4 +1,4 @@
-"""The default generator of the pretended GPU, which tells whose stream it continues."""
+"""The default generator of the pretended GPU, which exposes the generator whose stream it continues."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
@@ -108,6 +109,7 @@ def walk(command: list[str]) -> Record:
     return record
 
 
+_TIMEOUT = timedelta(minutes=2)
 _groups = count()
 
 
@@ -115,7 +117,8 @@ def _join(backend: str) -> None:
     """Join a process group that sends the GPU's tensors with the library for those of the CPU."""
     own_rank, size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
     store = dist.FileStore(f"process_group_{next(_groups)}", size)
-    dist.init_process_group(backend.replace("nccl", "gloo"), store=store, rank=own_rank, world_size=size)
+    backend = backend.replace("nccl", "gloo")
+    dist.init_process_group(backend, store=store, rank=own_rank, world_size=size, timeout=_TIMEOUT)
 
 
 def _raise(name: str, primary: str, failure: Failure, jobs: list[Failure]) -> NoReturn:

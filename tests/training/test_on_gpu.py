@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,14 @@ import pytest
 import tiny
 import torch
 from fork_server import run_command
+from torch import Tensor
 
 from genimg.data.datasets.builtin import ArrayDataset
 from genimg.data.loader import ImageLoader
 from genimg.training.async_writer import Background
+from genimg.training.step_graphs import StepGraphs, on_stream_of
+from genimg.types import Batch, Progress
+from genimg.utils.random_streams import RandomStream, StreamPosition
 
 pytestmark = [
     pytest.mark.gpu,
@@ -33,6 +38,7 @@ FAMILIES = {
     "vq_vae_small": tiny.AUTOENCODERS["vq_vae_small"],
     "flow_small": tiny.DIFFUSION,
     "restoration_unet": tiny.TRANSLATORS["restoration_unet"],
+    "ect_small": [*tiny.DIFFUSION, "model.network.dropout=0.1", "trainer.accumulation=2"],
 }  # fmt: skip
 
 
@@ -53,6 +59,45 @@ def test_graphs_have_the_losses_of_plain_steps(model: str, tmp_path: Path) -> No
     assert len(graph) == len(plain) == 16
     assert graph[:4] == [pytest.approx(record, rel=1e-2, abs=1e-3) for record in plain[:4]]
     assert graph == [pytest.approx(record, rel=0.2, abs=0.05) for record in plain]  # atomic additions differ from run to run
+
+
+def test_graphs_draw_the_random_numbers_of_plain_steps() -> None:
+    device = torch.device("cuda")
+    streams = [RandomStream(device), RandomStream(device)]
+    found = torch.zeros(8, 3, device=device)
+
+    def work(batch: Batch, progress: Progress) -> list[str]:
+        rows = [torch.rand(3, device=device)]
+        for stream in streams:
+            with stream.drawing():
+                rows.append(torch.rand(3, device=device))
+                position = StreamPosition(device)
+                rows.append(torch.rand(3, device=device))
+        with streams[1].drawing():
+            with position.repeated():
+                rows.append(torch.rand(3, device=device))
+            rows.append(torch.rand(3, device=device))
+        rows.append(torch.rand(3, device=device))
+        found.copy_(torch.stack(rows))
+        return []
+
+    def numbers(run: Callable[[Batch, Progress], object]) -> list[Tensor]:
+        results = []
+        for step in range(5):
+            torch.cuda.manual_seed(step)
+            for number, stream in enumerate(streams):
+                stream.restart(10 * step + number)
+            run({"image": torch.zeros(1, device=device)}, Progress(step, 1))
+            results.append(found.clone())
+        return results
+
+    graphs = StepGraphs(work, device, abandon=lambda: None)
+    with on_stream_of(graphs, device):
+        from_graphs = numbers(lambda batch, progress: graphs.run(batch, progress, ()))
+    plain = numbers(work)
+    assert torch.equal(torch.stack(from_graphs), torch.stack(plain))
+    assert torch.equal(plain[0][4], plain[0][5]), "repeated"
+    assert not graphs.reasons
 
 
 @pytest.mark.parametrize("graph", ["true", "false"])

@@ -130,7 +130,7 @@ def test_steps_run_as_graphs_only_where_they_can(changes: dict[str, object], wor
     assert found.may_choose_graphs(torch.device("cuda")) == (not word)
 
 
-def test_graphs_with_several_processes_have_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_with_several_processes_must_be_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(performance_module, "world_size", lambda: 2)
     found = performance(compile=False)
     assert not found.refusal_of_graphs(torch.device("cuda"))

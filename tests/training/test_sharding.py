@@ -10,11 +10,16 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from errors import raises
 from fork_server import run_command
 from sampling import only_with_all
 from test_resume import tensors
 from test_torchrun import BATCH_STATISTICS, TWO, last_checkpoint, start, train
 from torch import Tensor
+
+from genimg.api.assemble import _for_sharding
+from genimg.errors import ConfigError
+from genimg.training.performance import Performance
 
 SHAPES = ["data=shapes", "data.num_images=64", "data.image_size=16", "trainer.batch_size=8", "trainer.preview_images=4",
           "device=cpu", "precision=fp32", "evaluation=none"]  # fmt: skip
@@ -100,6 +105,16 @@ def test_models_whose_step_is_more_than_calls_of_a_network_are_refused(
     assert done.returncode == 2
     assert f"distributed=fsdp does not work for the model, a {name}" in done.stdout + done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_graphs_are_refused() -> None:
+    wanted = Performance(channels_last="auto", fused_optimizer="auto", compile="auto", graph=True)
+    config = {
+        "performance": {"channels_last": "auto", "compile": "auto", "graph": True},
+        "trainer": {"accumulation": 1, "sync_batch_norm": False},
+    }
+    with raises(ConfigError, "performance.graph=true"):
+        _for_sharding(wanted, config, None)
 
 
 @pytest.mark.parametrize(

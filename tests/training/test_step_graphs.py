@@ -4,6 +4,7 @@ import pytest
 
 from genimg.training.step_graphs import Questions, WatchedProgress, _Kind
 from genimg.types import Progress
+from genimg.utils.random_streams import StepDraws
 
 BATCH = 4
 
@@ -33,7 +34,7 @@ def test_steps_with_the_same_answers_are_of_one_kind() -> None:
         progress = Progress(step * BATCH, BATCH)
         matching = [number for number, kind in enumerate(kinds) if kind.includes(progress, ())]
         if not matching:
-            kinds.append(_Kind(asked(progress).answers, (), []))
+            kinds.append(_Kind(asked(progress).answers, (), [], StepDraws()))
             matching = [len(kinds) - 1]
         (number,) = matching  # never two
         assert kinds[number].answers == asked(progress).answers
@@ -43,7 +44,7 @@ def test_steps_with_the_same_answers_are_of_one_kind() -> None:
 
 
 def test_zeros_of_scheduled_numbers_make_another_kind() -> None:
-    kind = _Kind({}, (True, False), [])
+    kind = _Kind({}, (True, False), [], StepDraws())
     assert kind.includes(Progress(0, BATCH), (True, False))
     assert not kind.includes(Progress(0, BATCH), (False, False))
 

@@ -267,6 +267,9 @@ def summed_gradients():
     mixed = [nn.Parameter(torch.ones(2, dtype=dtype)) for dtype in (torch.float64, torch.float32)]
     with GradientSum(mixed).of_backward(is_last=True):
         sum((rank() + 1) * parameter.double().sum() for parameter in mixed).backward()
+    reached = [nn.Parameter(torch.ones(2)) for _ in range(3)]
+    with GradientSum(reached).of_backward(is_last=True):
+        ((rank() + 1) * reached[0] * Undefined.apply(reached[1]) * reached[2]).sum().backward()
     network = weakref.ref(used_once(nn.Linear(2, 2)))
     gc.collect()
     return {
@@ -275,8 +278,21 @@ def summed_gradients():
         "begun": first_begun,
         "overlap": begun,
         "mixed": [each.grad for each in mixed],
+        "undefined": [each.grad for each in reached],
         "freed": network() is None,
     }
+
+
+class Undefined(torch.autograd.Function):
+    """The identity without a derivative: autograd reaches its input, as it reaches biases in penalties, with no gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return None
 
 
 def used_once(network):
@@ -636,6 +652,15 @@ def test_each_type_of_gradient_has_its_own_message_and_networks_are_freed(ranks)
         for gradient, dtype in zip(seen["summed gradients"]["mixed"], (torch.float64, torch.float32), strict=True):
             assert torch.equal(gradient, torch.full((2,), total, dtype=dtype))
         assert seen["summed gradients"]["freed"]
+
+
+def test_parameters_that_autograd_reaches_without_a_gradient_keep_none(ranks):
+    total = torch.full((2,), sum(number + 1.0 for number in range(len(ranks))))
+    for seen in ranks:
+        first, undefined, last = seen["summed gradients"]["undefined"]
+        assert undefined is None
+        assert torch.equal(first, total)
+        assert torch.equal(last, total)
 
 
 def test_divided_weights_train_sample_and_are_saved_as_whole_ones(ranks):

@@ -47,7 +47,7 @@ def test_numbers_are_drawn_again_from_a_position_without_changing_later_ones() -
     torch.rand(2)
     position = StreamPosition(CPU)
     after = torch.rand(3)
-    with position.again():
+    with position.repeated():
         assert torch.equal(torch.rand(3), after)
         torch.rand(9)
     assert torch.equal(torch.cat([after, torch.rand(2)]), numbers_of(7, 7)[2:])
@@ -60,7 +60,7 @@ def test_a_position_within_a_stream_belongs_to_it() -> None:
         position = StreamPosition(CPU)
         drawn = torch.rand(3)
     torch.rand(5)
-    with stream.drawing(), position.again():
+    with stream.drawing(), position.repeated():
         assert torch.equal(torch.rand(3), drawn)
     with stream.drawing():
         assert torch.equal(torch.rand(2), numbers_of(1, 5)[3:])
@@ -94,6 +94,11 @@ def test_a_graph_begins_its_own_generators_at_the_positions_of_the_step_that_it_
     assert [(copy.seed, copy.offset) for copy in copies] == [(50, 8), (60, 0), (50, 12)]
 
 
-def test_what_the_first_step_did_not_draw_again_cannot_be_captured() -> None:
+def test_a_capture_has_as_many_positions_as_the_first_step() -> None:
     with pytest.raises(RuntimeError), GraphDraws(StepDraws()).used():
+        random_streams._generator_of_graph()
+    one = StepDraws(positions=[(torch.Generator(), 0)])
+    with pytest.raises(RuntimeError), GraphDraws(one).used():
+        pass
+    with GraphDraws(one).used():
         random_streams._generator_of_graph()
