@@ -4,6 +4,7 @@
     python scripts/extractor_ranking.py shapes
     python scripts/extractor_ranking.py mnist --root datasets
     python scripts/extractor_ranking.py folder --root cifar10/train --evaluation cifar10_classifier
+    python scripts/extractor_ranking.py folder --root cifar10/train --evaluation efficientnet_lite --images 2000 --real 10000
     python scripts/extractor_ranking.py shapes --samples outputs/RUN/10k.npz outputs/RUN/20k.npz
 
 The degraded images are MNIST's test images, measured against its training images; one half of a folder's images, measured
@@ -180,14 +181,17 @@ def main() -> None:
     parser.add_argument("data", choices=["shapes", "mnist", "folder"])
     parser.add_argument("--root", default="datasets", help="directory of the data")
     parser.add_argument(
-        "--evaluation", help="evaluation of a shipped classifier, or .pt file of genimg-features; default: the data's name"
+        "--evaluation", help="evaluation with one extractor, or .pt file of genimg-features; default: the data's name"
     )
     parser.add_argument("--images", type=int, default=5000, help="number of measured images")
+    parser.add_argument("--real", type=int, help="number of real images to measure against; default: all")
     parser.add_argument("--samples", nargs="+", help=".npz files of genimg-sample to measure, from worst to best")
     arguments = parser.parse_args()
     real, measured, labels = real_and_measured(arguments.data, arguments.root)
     chosen = np.sort(random_order(len(measured), seed=1)[: arguments.images])
     measured, labels = measured[chosen], labels[chosen]
+    if arguments.real is not None:
+        real = real[np.sort(random_order(len(real), seed=2)[: arguments.real])]
     device = choose_device("auto")
     name = arguments.evaluation or arguments.data
     group = ["classifier", f"evaluation.extractor.classifier='{name}'"] if name.endswith(".pt") else [name]
@@ -216,13 +220,14 @@ def main() -> None:
 
 
 def print_rows(evaluator: Evaluator, real: Pixels, images: dict[str, Pixels], device: torch.device) -> list[dict[str, float]]:
-    """Print a row of all columns for each set of images, and return the values."""
-    print(f"| measured images | {' | '.join(COLUMNS)} |")
-    print("|---|" + "---:|" * len(COLUMNS))
-    rows = []
+    """Print a row of the evaluation's columns for each set of images, and return the values."""
+    rows: list[dict[str, float]] = []
     for name, pixels in images.items():
         rows.append(measure(evaluator, real, pixels, device))
-        print(f"| {name} | {' | '.join(f'{rows[-1][column]:.4g}' for column in COLUMNS)} |", flush=True)
+        if len(rows) == 1:
+            print(f"| measured images | {' | '.join(rows[0])} |")
+            print("|---|" + "---:|" * len(rows[0]))
+        print(f"| {name} | {' | '.join(f'{value:.4g}' for value in rows[-1].values())} |", flush=True)
     return rows
 
 
@@ -247,7 +252,8 @@ def measure(evaluator: Evaluator, real: Pixels, fake: Pixels, device: torch.devi
         for pixels in (real, fake)
     )  # fmt: skip
     values = evaluator.compare(*sides, device).values
-    return {column: values[full_name(evaluator.extractor, column, len(fake))] for column in COLUMNS}
+    names = {column: full_name(evaluator.extractor, column, len(fake)) for column in COLUMNS}
+    return {column: values[name] for column, name in names.items() if name in values}
 
 
 if __name__ == "__main__":

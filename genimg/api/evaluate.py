@@ -18,6 +18,7 @@ from genimg.api.evaluate_features import compare, evaluation_of, evaluator_for
 from genimg.api.evaluate_request import Request
 from genimg.api.inputs import Side, compose_evaluation, title
 from genimg.api.results import report, with_intervals
+from genimg.api.usual import evaluation_at_hand
 from genimg.config.compose import Composition, compose
 from genimg.config.instantiate import ALLOWED, Builder
 from genimg.data.datasets.builtin import ImageDataset
@@ -187,9 +188,14 @@ def _real(request: Request, builder: Builder, device: torch.device) -> Side:
 
 
 def _evaluation(request: Request, real: Side) -> Mapping[str, Any]:
-    """Return the given evaluation; single keys change the dataset's own evaluation, or else Inception's."""
+    """Return the given evaluation; single keys change the dataset's own evaluation, or else the default one."""
     given = request.evaluation or {}
     if "_target_" in given:
         return given
-    changed: dict[str, Any] = merged(real.evaluation or compose_evaluation("evaluation=inception")["evaluation"], given)
+    usual = real.evaluation
+    if usual is None:
+        usual = compose_evaluation("evaluation=inception")["evaluation"]
+        if "extractor" not in given and request.options.inception_weights is None:
+            usual = evaluation_at_hand(usual) or usual
+    changed: dict[str, Any] = merged(usual, given)
     return changed

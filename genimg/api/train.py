@@ -32,6 +32,7 @@ from genimg.api.usual import (
     warn_of_conditioning_without_effect,
     warn_of_missing_penalties,
     warn_of_short_training,
+    with_default_evaluation,
 )
 from genimg.config import resume
 from genimg.config.compose import Composition, Config, compose, require_all_values, thaw
@@ -294,6 +295,10 @@ def _built(
     # The evaluation of a named checkpoint was chosen when that run was started.
     named_checkpoint = resume.names_a_checkpoint(composed)
     replaceable = not (was_measured_with_it or named_checkpoint or chooses_extractor(composition))
+    if replaceable:
+        before = None if saved is None else saved.state["config"]["evaluation"]
+        by_recipe = composition.choices.get("experiment") is not None
+        config, replaceable = with_default_evaluation(config, before, by_recipe=by_recipe)
     build = partial(
         assemble,
         device_name=device_name if world_size() > 1 else config["device"],

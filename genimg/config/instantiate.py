@@ -51,6 +51,7 @@ ALLOWED = (
     "genimg.evaluation.evaluator",
     "genimg.evaluation.extractors.classifier",
     "genimg.evaluation.extractors.custom",
+    "genimg.evaluation.extractors.efficientnet_lite",
     "genimg.evaluation.extractors.foundation",
     "genimg.evaluation.extractors.inception",
     "genimg.evaluation.feature_metrics",

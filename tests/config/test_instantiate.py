@@ -7,6 +7,7 @@ import re
 import tempfile
 from pathlib import Path
 
+import efficientnet
 import numpy as np
 import pytest
 import tiny
@@ -214,6 +215,7 @@ def test_every_evaluation_builds(option, tmp_path, monkeypatch):
     torch.save(network.state_dict(), weights)
     monkeypatch.setattr("torch_fidelity.utils.create_feature_extractor", lambda *arguments, **keywords: Embedding())
     monkeypatch.setattr("torch.hub.load", lambda *arguments, **keywords: network)
+    efficientnet.install(tmp_path, monkeypatch, efficientnet.random_state())
     classifier = shipped_weights("mnist_v2")
     needed = {
         "inception": [f"extractor.weights={weights}", "extractor.sha256=null"],

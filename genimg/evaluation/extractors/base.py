@@ -156,7 +156,7 @@ class Weights:
         """
         path = self._given(given)
         if path is None:
-            path = Path(torch.hub.get_dir()) / "checkpoints" / self.file
+            path = self._in_cache()
             if not path.is_file():
                 if not may_download:
                     raise WeightsNotDownloadedError(
@@ -166,6 +166,17 @@ class Weights:
         found = sha256_of(path)
         check_sha256(path, found, sha256)
         return path, found
+
+    def is_on_disk(self, given: str | None) -> bool:
+        """Return whether ``find`` needs no download.
+
+        Raises:
+            DataError: If a path is given where there is no file.
+        """
+        return self._given(given) is not None or self._in_cache().is_file()
+
+    def _in_cache(self) -> Path:
+        return Path(torch.hub.get_dir()) / "checkpoints" / self.file
 
     def _given(self, given: str | None) -> Path | None:
         for source, value in (("weights", given), (self.variable, os.environ.get(self.variable))):
@@ -229,7 +240,7 @@ def refuse_published_name(name: str, given: str) -> None:
     Raises:
         ConfigError: If it has such a name.
     """
-    if name.startswith(("inception", "dinov2_", "clip_")):
+    if name.startswith(("inception", "dinov2_", "clip_", "efficientnet_lite")):
         raise ConfigError(f"{given} has the name of a published network: choose another name for your own")
 
 
