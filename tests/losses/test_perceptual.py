@@ -1,12 +1,15 @@
-"""The perceptual loss against its layers one by one, with random weights."""
+"""The perceptual losses against their layers one by one, with random weights."""
 
+import efficientnet
 import pytest
 import torch
 import torch.nn.functional as F
 from errors import raises
 
+import genimg
+from genimg.config.instantiate import Builder
 from genimg.errors import ConfigError
-from genimg.losses.perceptual import Perceptual
+from genimg.losses.perceptual import EfficientNetLiteLoss, Perceptual
 from genimg.losses.reconstruction import ReconstructionLoss
 
 SHAPES = {0: (64, 3), 2: (64, 64), 5: (128, 64), 7: (128, 128)}  # of VGG-16's first convolutions
@@ -91,3 +94,61 @@ def test_what_does_not_fit_is_refused(tmp_path):
         perceptual(tmp_path, weight=0)
     with raises(ConfigError, word="channels"):
         perceptual(tmp_path)(*images(2))
+
+
+@pytest.fixture
+def efficientnet_state(tmp_path, monkeypatch):
+    """Random weights of EfficientNet-Lite0, in the place of the package's."""
+    state = efficientnet.random_state()
+    efficientnet.install(tmp_path, monkeypatch, state)
+    return state
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_efficientnets_loss_is_the_squared_distance_of_unit_features_of_each_stage(efficientnet_state, channels):
+    output, target = images(channels)
+    expected = 0.0
+    blocks = [
+        efficientnet.by_hand(efficientnet_state, (side.expand(-1, 3, -1, -1) + 1) * 127.5)[0] for side in (output, target)
+    ]
+    for stage in (1, 4):
+        a, b = (F.normalize(side[efficientnet.LAST_OF_STAGES[stage - 1]], dim=1) for side in blocks)
+        expected += (2 - 2 * (a * b).sum(dim=1)).mean().item()  # of vectors of length 1
+    loss = EfficientNetLiteLoss(stages=[1, 4], weight=0.5)
+    assert loss(output, target).item() == pytest.approx(0.5 * expected, rel=1e-4)
+    assert 0.01 < expected < 8
+    assert loss(target, target).item() == 0.0
+
+
+@pytest.mark.usefixtures("efficientnet_state")
+def test_efficientnets_loss_has_a_gradient_of_the_output_alone():
+    loss, (output, target) = EfficientNetLiteLoss(stages=[2], weight=1.0), images()
+    output.requires_grad_()
+    target.requires_grad_()
+    loss(output, target).backward()
+    assert output.grad.isfinite().all()
+    assert output.grad.abs().sum() > 0
+    assert target.grad is None
+    assert not any(parameter.requires_grad for parameter in loss.parameters())
+
+
+@pytest.mark.usefixtures("efficientnet_state")
+def test_settings_of_efficientnets_loss_are_checked():
+    for stages in ((), (2, 1), (0,), (8,), (1, 1)):
+        with raises(ValueError, "stages", word="increasing"):
+            EfficientNetLiteLoss(stages=stages, weight=1.0)
+    with raises(ConfigError, word="channels"):
+        EfficientNetLiteLoss(stages=[1], weight=1.0)(*images(2))
+
+
+@pytest.mark.usefixtures("efficientnet_state")
+@pytest.mark.parametrize(("model", "key"), [
+    ("vae_small", "model.perceptual"), ("restoration", "loss.perceptual"), ("kl_autoencoder_small", "loss.perceptual"),
+])  # fmt: skip
+def test_a_config_can_add_efficientnets_loss(model, key):
+    node = "{_target_: genimg.losses.perceptual.EfficientNetLiteLoss, stages: [1, 2], weight: 2.0}"
+    config = genimg.compose([f"model={model}", f"{key}={node}", *(["task=denoise"] if model == "restoration" else [])])
+    group = key.partition(".")[0]
+    loss = Builder().build(config[group]["perceptual"], key)
+    assert isinstance(loss, EfficientNetLiteLoss)
+    assert loss.weight == 2.0
