@@ -45,7 +45,10 @@ REPLACED = [  # parts of arguments, and what stands for them here
     (r"^label_to=zebra$", "label_to=8"),
     (r"^evaluation=\[inception,", "evaluation=[shapes,"),
     (r"^evaluation=\[(\w+),dinov2\]$", r"evaluation=[\1,mnist]"),
-    (r"^evaluation=(inception|dinov2|clip)$", "evaluation=shapes"),  # their weights are not to be had in a test
+    (
+        r"^evaluation=(inception|dinov2|clip|efficientnet_lite)$",
+        "evaluation=shapes",
+    ),  # their weights are not to be had in a test
 ]
 RUNS_FOR = [  # of words that a command holds, the run that RUN is; the first that fits
     (r"label_to=", "flow"),

@@ -193,7 +193,7 @@ def replacement_evaluation(config: Mapping[str, Any], reason: str) -> Mapping[st
     if name is None or not str(given["_target_"]).endswith(".Evaluator"):
         log.warning(
             "this run is not evaluated, because the weights of the default extractor are missing (%s); once they are "
-            "there, genimg-eval measures its checkpoints",
+            "there, genimg-eval measures its checkpoints. For photos, pip install 'genimg[photos]' installs another extractor",
             place,
         )
         return {}
