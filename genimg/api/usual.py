@@ -151,8 +151,8 @@ def with_default_evaluation(config: Config, before: Mapping[str, Any] | None, *,
 
     Args:
         config: Resolved config.
-        before: Node of the evaluation of the run that continues; None for a new run. The run keeps an extractor that replaced
-            Inception.
+        before: Node of the evaluation of the run that continues; None for a new run. The run keeps its extractor if that is
+            Inception or replaced Inception.
         by_recipe: Whether an experiment chose the evaluation, which then stays.
 
     Returns:
@@ -164,7 +164,8 @@ def with_default_evaluation(config: Config, before: Mapping[str, Any] | None, *,
         used = next((name for name in names if _plain_yaml("evaluation", name)["extractor"] == before.get("extractor")), None)
         if used is not None:
             return config.replaced(evaluation=_with_extractor_of(used, evaluation)), False
-    found = None if by_recipe else evaluation_at_hand(evaluation, str(config["data"]["_target_"]))
+    stays = by_recipe or (before is not None and _uses_inception(before))
+    found = None if stays else evaluation_at_hand(evaluation, str(config["data"]["_target_"]))
     return config if found is None else config.replaced(evaluation=found), True
 
 

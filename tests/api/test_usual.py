@@ -169,6 +169,13 @@ def test_a_run_keeps_the_extractor_that_replaced_inception(name, no_package):
 
 
 @pytest.mark.usefixtures("package")
+def test_a_run_with_inceptions_features_keeps_them_under_other_settings():
+    config, before = resolved(*FOLDER), resolved(*FOLDER, "evaluation.num_images=7")["evaluation"]
+    assert usual.with_default_evaluation(config, before, by_recipe=False) == (config, True)
+    assert usual.with_default_evaluation(config, {}, by_recipe=False)[0] != config  # a run that was not evaluated
+
+
+@pytest.mark.usefixtures("package")
 def test_without_a_download_a_recipes_evaluation_is_replaced_by_packaged_weights(caplog):
     node = usual.replacement_evaluation(resolved(*FOLDER), "no weights")
     assert "evaluation=efficientnet_lite replaces the default" in caplog.text
