@@ -41,6 +41,7 @@ from genimg.training.optimizers import OptimizerSpec, require_capturable
 from genimg.training.performance import Performance
 from genimg.training.schedules import OptimizerSchedules
 from genimg.training.state import TrainerSettings
+from genimg.training.thread_choice import Threads
 from genimg.utils.distributed import broadcast_, broadcast_object, first_of_each_host, raise_on_any_rank, world_size
 
 if TYPE_CHECKING:
@@ -440,7 +441,8 @@ def describe_parts(parts: TrainingComponents, config: Mapping[str, Any]) -> None
             log.warning("the data's %d classes are ignored, because this model has no labels", len(source.class_names))
     counts = (f"{name} {sum(p.numel() for p in parameters):,}" for name, parameters in groups.items())
     log.info("parameters: %s", ", ".join(counts))
-    log.info("device %s, precision %s, %d threads", parts.device, parts.precision.name, torch.get_num_threads())
+    threads = parts.threads or Threads(torch.get_num_threads(), torch.get_num_threads())
+    log.info("device %s, precision %s, %s", parts.device, parts.precision.name, threads)
     log.info("performance: %s", parts.performance.describe(parts.optimizers.values()))
     settings = parts.settings
     if settings.accumulation > 1:

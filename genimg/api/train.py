@@ -8,6 +8,7 @@ import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from genimg.api.debugging import shortened
 from genimg.api.dry_run import rehearse
 from genimg.api.initial_weights import InitialWeights, warn_without_initial_weights
 from genimg.api.run import DivergedError, Run, Training
+from genimg.api.thread_trial import choose_threads
 from genimg.api.time_budget import PROVISIONAL_RATE, images_per_second, silent
 from genimg.api.trained_networks import with_trained_networks
 from genimg.api.usual import (
@@ -48,6 +50,7 @@ from genimg.training.components import TrainingComponents
 from genimg.training.device import describe_hardware
 from genimg.training.ema import chosen_weights
 from genimg.training.logger import Logger, Recorder, SilentLogger, require_readable_records
+from genimg.training.thread_choice import same_threads_afterwards
 from genimg.training.trainer import Trainer
 from genimg.training.update import NonFiniteError
 from genimg.utils import run_log
@@ -92,9 +95,10 @@ def train(overrides: Sequence[str] = (), *, dataset: object = None, callbacks: S
     composition = compose(overrides)
     run_dir, device_name = _run_dir(composition), str(composition.config.device)
     if composition.config.dry_run is True:
-        dry_run(composition, run_dir, device_name, dataset=dataset)
+        with same_threads_afterwards():
+            dry_run(composition, run_dir, device_name, dataset=dataset)
         return Run(run_dir, "dry_run", {})
-    with _removed_if_nothing_begins(run_dir), alone_in_run(run_dir):
+    with same_threads_afterwards(), _removed_if_nothing_begins(run_dir), alone_in_run(run_dir):
         training = prepare(composition, run_dir, device_name, dataset=dataset, callbacks=callbacks)
         with training.recorded() as trainer:
             trainer.fit()
@@ -313,10 +317,13 @@ def _built(
     searches = saved is None and config["trainer"]["accumulation"] == "auto"
     resolve = partial(resolve_auto, may_compile=not config["dry_run"])
     decided, rate = start.decided, None if start.decided is None else start.decided.images_per_second
+    recorded, choice = None if saved is None else resume.last_threads(saved.state), None
     if to_seconds(config["trainer"]["duration"]) is not None and rate is None:
         trial = build(config, decided=decided, images_per_second=PROVISIONAL_RATE)
         config, parts = trial.config, resolve(trial.components, accumulation=searches)
-        rate, decided, searches = images_per_second(parts, config), parts.decisions, False
+        choice = choose_threads(parts, config, recorded)
+        rate = images_per_second(parts, config, step=choice.step, spent=choice.spent)
+        decided, searches = parts.decisions, False
         del trial, parts  # their memory is needed
         with silent():  # everything was said before
             assembly = build(config, decided=decided, images_per_second=rate)
@@ -329,6 +336,8 @@ def _built(
         else:
             initial.warn_of_another_kind(config["model"])
     parts = resolve(assembly.components, accumulation=searches)
+    choice = choice or choose_threads(parts, assembly.config, recorded)
+    parts = replace(parts, threads=choice.threads)
     return composition, start, assembly, parts, dict(initial.record) if initial else {}
 
 

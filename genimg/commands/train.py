@@ -17,6 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from genimg.api.train import alone_in_run, dry_run, prepare, remove_if_nothing_began
 from genimg.config.compose import Composition, overrides_in, resolved
 from genimg.errors import ConfigError, is_bug
+from genimg.training.thread_choice import same_threads_afterwards
 from genimg.utils import run_log
 from genimg.utils.distributed import (
     AnotherProcessError,
@@ -41,7 +42,7 @@ def train(composed: DictConfig) -> float | None:
     run_dir = Path(hydra.runtime.output_dir)
     try:
         device, is_dry = resolved(composed, "device"), resolved(composed, "dry_run")
-        with processes_of_torchrun(device) as device_name, logging_redirect_tqdm():
+        with processes_of_torchrun(device) as device_name, logging_redirect_tqdm(), same_threads_afterwards():
             if rank() > 0:
                 logging.disable(logging.WARNING)  # the first rank logs the same
             if world_size() > 1 and hydra.mode == RunMode.MULTIRUN:

@@ -25,6 +25,7 @@ from genimg.data.identity import refused_differences, warned_differences
 from genimg.errors import CheckpointError, ConfigError
 from genimg.training import checkpoint
 from genimg.training.decisions import Decisions
+from genimg.training.state import TrainingState
 from genimg.utils.mappings import flatten
 
 log = logging.getLogger(__name__)
@@ -232,8 +233,12 @@ def check_facts(saved: Node, facts: Node, *, force: bool) -> None:
     _compare_images(saved, facts, force=force)
     for name in ("decisions", "genimg_version", "torch_version", "hardware", "processes", "performance"):
         if name in saved:
-            then = Decisions.restored(saved[name]).record() if name == "decisions" else saved[name]
+            then = saved[name]
+            if name == "decisions":
+                then = {**Decisions.restored(then).record(), "threads": last_threads(saved)}
             for key, now in _entries(name, facts[name]).items():
+                if key == "hardware.threads" and facts["decisions"]["threads"] is not None and last_threads(saved) is not None:
+                    continue  # compared as a decision: the number may change during a run
                 before = _entries(name, then).get(key, "not recorded")
                 if now != before and before is not None:  # None: durations in time were first used for the rest of the run
                     log.warning(
@@ -242,6 +247,16 @@ def check_facts(saved: Node, facts: Node, *, force: bool) -> None:
                         now,
                         before,
                     )
+
+
+def last_threads(saved: Node) -> int | None:
+    """Return the number of CPU threads with which a run went on last; None if its checkpoint has none.
+
+    Raises:
+        CheckpointError: If an entry is invalid.
+    """
+    history = TrainingState.restored(saved["training"]).threads
+    return history[-1][1] if history else Decisions.restored(saved["decisions"]).threads
 
 
 def data_history(saved: Node, facts: Node) -> list[Node]:

@@ -66,7 +66,7 @@ def search_accumulation(parts: TrainingComponents, fits: Callable[[TrainingCompo
     parts.data.load()
     share = parts.settings.batch_size // world_size()
     for count in (n for n in range(1, share + 1) if share % n == 0):
-        with _without_trace(parts) as tried, alone():
+        with without_trace(parts) as tried, alone():
             settings = replace(parts.settings, batch_size=share, accumulation=count)
             found = fits(replace(tried, settings=settings))
         if on_every_rank(found):
@@ -185,7 +185,7 @@ def fastest(parts: TrainingComponents, plain: Performance, candidates: Sequence[
 def _try(parts: TrainingComponents, performance: Performance, plain: Performance) -> _Trial:
     compiles = performance.compile != plain.compile
     try:
-        with _without_trace(replace(parts, performance=performance)) as tried:
+        with without_trace(replace(parts, performance=performance)) as tried:
             if compiles:
                 performance.compile_networks(tried.method)
             try:
@@ -239,7 +239,7 @@ def _trainer(parts: TrainingComponents) -> Trainer:
 
 
 @contextlib.contextmanager
-def _without_trace(parts: TrainingComponents) -> Iterator[TrainingComponents]:
+def without_trace(parts: TrainingComponents) -> Iterator[TrainingComponents]:
     """Yield the components with their own optimizers; restore the weights and free the memory afterwards."""
     initial = {name: tensor.to("cpu", copy=True) for name, tensor in parts.method.state_dict().items()}
     requires_grad_before = [(parameter, parameter.requires_grad) for parameter in parts.method.parameters()]

@@ -22,6 +22,7 @@ from genimg.training.logger import Logger
 from genimg.training.performance import Performance
 from genimg.training.schedules import OptimizerSchedules
 from genimg.training.state import TrainerSettings
+from genimg.training.thread_choice import Threads
 from genimg.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class TrainingComponents:
         seed: Seed of all randomness.
         images_per_second: Images that a second of a duration stands for; None if durations are not in time.
         sharding: How the method's networks are divided among processes; None if they are not.
+        threads: Number of CPU threads to start with; None where it is not chosen.
     """
 
     device: torch.device
@@ -57,6 +59,7 @@ class TrainingComponents:
     seed: int
     images_per_second: float | None
     sharding: Sharding | None
+    threads: Threads | None = None
 
     @property
     def decisions(self) -> Decisions:
@@ -67,6 +70,7 @@ class TrainingComponents:
             self.performance.compile,
             self.performance.graph is True,
             self.images_per_second,
+            None if self.threads is None else self.threads.number,
         )
 
     def trainer(
@@ -101,4 +105,5 @@ class TrainingComponents:
             profiles=self.profiles,
             sharding=self.sharding,
             time_limit=time_limit,
+            threads=self.threads,
         )

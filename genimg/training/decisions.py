@@ -18,6 +18,7 @@ class Decisions:
         compile: Mode of torch.compile, or False.
         graph: Whether steps run as CUDA graphs.
         images_per_second: Images that a second of a duration stands for, if ``trainer.duration`` is a time; else None.
+        threads: Number of CPU threads with which a launch started to train on a CPU; None on another device.
     """
 
     precision: str
@@ -25,6 +26,7 @@ class Decisions:
     compile: str | bool
     graph: bool = False
     images_per_second: float | None = None
+    threads: int | None = None
 
     @classmethod
     def restored(cls, saved: Any) -> Decisions:

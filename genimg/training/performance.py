@@ -16,6 +16,7 @@ from genimg.methods.base import Method
 from genimg.training import cpu, cpu_layers
 from genimg.training.activation_checkpointing import recompute_blocks
 from genimg.utils.distributed import world_size
+from genimg.utils.environment import num_cores
 
 GRAPH_MODES = ("reduce-overhead", "max-autotune")
 """Modes of torch.compile that capture CUDA graphs themselves."""
@@ -37,6 +38,7 @@ class Performance:
             ``compile``.
         activation_checkpointing: Whether to recompute blocks of networks in the backward pass to save memory.
         cpu_optimizations: Whether to use faster implementations on a CPU (training/cpu.py, cpu_layers.py).
+        threads: Number of CPU threads, at most the number of cores. ``auto`` is resolved by a trial (api/thread_trial.py).
     """
 
     channels_last: bool | str
@@ -45,6 +47,7 @@ class Performance:
     graph: bool | str = "auto"
     activation_checkpointing: bool = False
     cpu_optimizations: bool = True
+    threads: int | str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("channels_last", "fused_optimizer", "graph"):
@@ -63,6 +66,8 @@ class Performance:
                 "graph=true does not work with activation_checkpointing=true, which copies the state of the random number "
                 "generator: set one of them"
             )
+        if self.threads != "auto" and (type(self.threads) is not int or not 1 <= self.threads <= num_cores()):
+            raise ValueError(f"threads={self.threads} must be auto, or a number from 1 to {num_cores()}, the number of cores")
         if self.activation_checkpointing not in (True, False):
             raise ValueError(f"activation_checkpointing={self.activation_checkpointing} must be true or false")
         if self.activation_checkpointing and self.compile in _COMPILE_MODES:

@@ -84,6 +84,7 @@ class TrainingState:
     seconds: float = 0.0
     waiting_seconds: float = 0.0  # part of ``seconds`` spent waiting for batches
     evaluation_seconds: float = 0.0
+    threads: list[tuple[int, int]] = field(default_factory=list)  # (step, number of CPU threads from that step on)
 
     @classmethod
     def restored(cls, saved: Mapping[str, Any]) -> TrainingState:

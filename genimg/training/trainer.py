@@ -35,6 +35,7 @@ from genimg.training.state import TrainerSettings, TrainingState
 from genimg.training.step_graphs import StepGraphs, on_stream_of
 from genimg.training.step_numbers import StepNumbers
 from genimg.training.stop_signal import StopSignal
+from genimg.training.thread_choice import ThreadControl, Threads
 from genimg.training.trained_state import TrainedState
 from genimg.training.update import StepRNG, Updater, split
 from genimg.types import Batch, Progress
@@ -80,6 +81,7 @@ class Trainer:
         profiles: Averages of the weights to keep, by name.
         sharding: How the method's networks are divided among processes; None if each process has them whole.
         time_limit: Seconds after which ``fit`` stops, also if the duration is not reached; None for no limit.
+        threads: Number of CPU threads with which ``fit`` starts; None to leave it as it is.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Trainer:
         profiles: Mapping[str, Profile] = MappingProxyType({}),
         sharding: Sharding | None = None,
         time_limit: float | None = None,
+        threads: Threads | None = None,
     ) -> None:
         self.settings = settings
         self.method = method
@@ -135,6 +138,7 @@ class Trainer:
         )
         self._is_first_rank = rank() == 0
         self.time_limit = math.inf if time_limit is None else time_limit
+        self._threads = ThreadControl(threads, settings.batch_size)
         self._time_is_over = False  # set when all ranks know it
         self._vote = Vote(3) if world_size() > 1 else None  # on whether to stop, whether the time is over, whether to save
         self._is_contiguous = performance.memory_format == torch.contiguous_format
@@ -191,8 +195,9 @@ class Trainer:
                     self._wait_for_files()
                     return self.state
                 progress = self.progress
-                batch = self._begin_step(stream, progress)
-                self._end_step(run(batch, progress), progress)
+                with self._threads.of_step(progress.step, self.state.threads):
+                    batch = self._begin_step(stream, progress)
+                    self._end_step(run(batch, progress), progress)
                 self._agree()
                 bar.advance(self.settings.batch_size)
 

@@ -65,7 +65,7 @@ def test_a_time_too_short_for_an_evaluation_and_ten_steps_is_refused(monkeypatch
 
 
 def test_a_run_records_its_rate_and_schedules_end_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "images_per_second", lambda parts, config: 10.0)
+    monkeypatch.setattr(training, "images_per_second", lambda *_, **__: 10.0)
     overrides = [*RUN, "trainer.duration=1 minutes", "schedule=linear", "schedule.duration=1 minutes",
                  "trainer.checkpoint_interval=19 steps"]  # fmt: skip
     run = genimg.train([*overrides, f"run_dir={tmp_path / 'run'}"])
@@ -104,7 +104,7 @@ def test_a_run_measures_itself_and_ends_about_in_time(tmp_path: Path, caplog: py
 def test_a_run_on_a_slower_machine_stops_when_the_time_is_over_and_can_be_resumed_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "images_per_second", lambda parts, config: 160_000.0)
+    monkeypatch.setattr(training, "images_per_second", lambda *_, **__: 160_000.0)
     arguments = [*RUN, "trainer.duration=0.5 seconds", "trainer.checkpoint_interval=1000 steps"]
     stopped = genimg.train([*arguments, f"run_dir={tmp_path / 'stopped'}"])
     assert (stopped.status, stopped.signal) == ("stopped", None)

@@ -290,7 +290,7 @@ WORDS = {
     "ordering", "padding", "policy", "pooling", "project",
     "regulariser", "remarks", "run", "prediction", "reduction", "sampler", "schedule", "sigma_data", "spacing", "variance",
     "weighting", "resampling", "residual", "best_by", "sampled_mode", "shape", "space", "split", "stop_if",
-    "tags",
+    "tags", "threads",
     "upsampling",
 }  # fmt: skip
 DIGESTS = {

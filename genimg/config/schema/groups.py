@@ -77,6 +77,13 @@ class Performance:
         "Recompute blocks of networks in the backward pass: slower, but needs less memory", False
     )
     cpu_optimizations: bool = option("Faster implementations of the same computations on a CPU; no effect elsewhere", True)
+    threads: int | str = option(
+        "Number of CPU threads; auto: $OMP_NUM_THREADS if set, else the fastest for training on a CPU, measured at the start "
+        "and again when steps become slower",
+        "auto",
+        one_of=("auto",),
+        or_type=(int,),
+    )
 
 
 @dataclass

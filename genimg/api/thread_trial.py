@@ -1,0 +1,113 @@
+"""Resolve ``performance.threads`` at the start of a training on a CPU, by a short trial where it pays."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genimg.api.estimates import decode_sample
+from genimg.api.time_budget import silent
+from genimg.training.autotune import without_trace
+from genimg.training.components import TrainingComponents
+from genimg.training.logger import SilentLogger
+from genimg.training.thread_choice import Threads, described, fastest
+from genimg.utils.distributed import world_size
+from genimg.utils.durations import to_seconds
+
+_SECONDS = 1.0  # of a measurement of one number of threads
+_SHARE = 0.02  # of the training's time that a measurement may take
+_WARM_UP, _FEWEST_STEPS = 2, 5
+_SHORT = 50  # steps; a training with fewer ends before a trial would pay
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A number of threads.
+
+    Attributes:
+        threads: The number; None where it is not chosen.
+        step: Mean seconds of a step with this number; None if they were not measured.
+        spent: Seconds that the trial has taken.
+    """
+
+    threads: Threads | None
+    step: float | None = None
+    spent: float = 0.0
+
+
+def choose_threads(parts: TrainingComponents, config: Mapping[str, Any], recorded: int | None) -> Choice:
+    """Set PyTorch's number of CPU threads for a training.
+
+    A number in ``performance.threads`` is used as it is. With ``auto``, a training on a CPU uses $OMP_NUM_THREADS if that is
+    set, else the number that a resumed run has recorded, else the number with which steps are fastest. The trial that finds it
+    leaves no trace, and is omitted if training is too short for it. Several processes and other devices use PyTorch's default.
+
+    Args:
+        parts: Components, not yet trained.
+        config: Their config.
+        recorded: Number with which the run that is resumed went on last; None for a new run.
+    """
+    wanted, most = parts.performance.threads, torch.get_num_threads()
+    if isinstance(wanted, int):
+        torch.set_num_threads(wanted)
+        return Choice(Threads(wanted, most, reason="performance.threads"))
+    if parts.device.type != "cpu":
+        return Choice(None)
+    if most == 1 or world_size() > 1 or os.environ.get("OMP_NUM_THREADS"):
+        return Choice(Threads(most, most))
+    if recorded is not None:
+        number = max(1, min(recorded, most))
+        torch.set_num_threads(number)
+        return Choice(Threads(number, most, is_fixed=False, reason="as before"))
+    if parts.settings.duration // parts.settings.batch_size < _SHORT:
+        return Choice(Threads(most, most, is_fixed=False))
+    return _measured(parts, config, most)
+
+
+def _measured(parts: TrainingComponents, config: Mapping[str, Any], most: int) -> Choice:
+    """Return the number of threads with which the training's own steps are fastest."""
+    started = time.monotonic()
+    budget = to_seconds(config["trainer"]["duration"])
+    steps = parts.settings.duration / parts.settings.batch_size
+    means: dict[int, float] = {}
+
+    def pays(seconds_a_step: float, number: int) -> bool:
+        total = steps * seconds_a_step if budget is None else float(budget)
+        slowest = (_WARM_UP + _FEWEST_STEPS) * seconds_a_step * most / number
+        return max(_SECONDS, slowest) <= _SHARE * total
+
+    with silent():
+        sample, _ = decode_sample(parts)
+    with without_trace(parts) as tried:
+        trainer = tried.trainer(folder=Path(), make_logger=lambda *_: SilentLogger(), describe={}, data=sample)
+        stream = trainer.steps()
+
+        def step() -> float:
+            before = time.perf_counter()
+            next(stream)
+            return time.perf_counter() - before
+
+        def seconds_of(number: int) -> float:
+            torch.set_num_threads(number)
+            for _ in range(_WARM_UP):
+                step()
+            times = [step() for _ in range(_FEWEST_STEPS)]
+            if pays(statistics.median(times), most):
+                while sum(times) < _SECONDS:
+                    times.append(step())
+            means[number] = statistics.mean(times)
+            return statistics.median(times)
+
+        times = fastest(seconds_of, most, pays)
+    chosen = min(times, key=lambda number: times[number])
+    torch.set_num_threads(chosen)
+    reason = described(times, chosen, parts.settings.batch_size) if len(times) > 1 else ""
+    measured = means[chosen] if len(times) > 1 else None
+    return Choice(Threads(chosen, most, is_fixed=False, reason=reason), measured, time.monotonic() - started)

@@ -1,0 +1,233 @@
+"""The number of PyTorch's CPU threads in a training: the number it starts with, and changes while other programs run.
+
+More threads than free cores make small operations several times slower, because each operation waits for a thread that has no
+core. Alone, small networks may also be fastest with fewer threads than cores. Neither is known in advance, so it is measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, MutableSequence
+from dataclasses import dataclass, field
+
+import torch
+
+log = logging.getLogger(__name__)
+
+GAIN = 1.1
+"""Minimum speedup for which the number changes. A training therefore runs at 1 / 1.1 of the best rate, or faster."""
+
+FALL = 0.75
+"""Rate, relative to the best one with the same number, below which other numbers are tried.
+
+Clock frequencies, caches and short disturbances change rates by up to a fifth. With as many threads as cores, one other busy
+process on two cores leaves 0.15 to 0.7 of the rate.
+"""
+
+_CLEARLY_WORSE = 0.8  # rate, relative to the best, below which a trial tries no smaller numbers
+_WINDOW = (16, 2.0)  # fewest steps, and shortest time in seconds, of which the median step is a rate
+_BLOCK = (4, 0.3)  # the same for each block of steps that compares numbers
+_ROUNDS = 2  # blocks for each number
+_HOPELESS = 3.0  # a block ends after a step that takes so many times as long as the current number's
+_FIRST_WAIT, _LONGEST_WAIT = 15.0, 60.0  # seconds between two comparisons
+_LONGEST_WAIT_AFTER_FALL = 30.0
+_CALM = 120.0  # seconds without a change after which waits are short again
+
+
+@dataclass(frozen=True)
+class Threads:
+    """The number of threads that a training starts with.
+
+    Attributes:
+        number: Number of threads.
+        most: Number that PyTorch uses by default, which is the largest one to choose from.
+        is_fixed: Whether the number stays the same throughout the training.
+        reason: What determined the number, for the log; empty if it is PyTorch's default.
+    """
+
+    number: int
+    most: int
+    is_fixed: bool = True
+    reason: str = ""
+
+    def __str__(self) -> str:
+        of = f" of {self.most}" if self.number < self.most else ""
+        plural = "s" if max(self.number, self.most if of else 0) != 1 else ""
+        return f"{self.number}{of} thread{plural}" + (f" ({self.reason})" if self.reason else "")
+
+
+def fastest(seconds_of: Callable[[int], float], most: int, affordable: Callable[[float, int], bool]) -> dict[int, float]:
+    """Measure the time of a step with ``most`` threads, half of them and so on, as long as fewer threads may be faster.
+
+    Args:
+        seconds_of: Function that returns the seconds of a step with a number of threads.
+        most: Largest number of threads.
+        affordable: Function that returns whether another measurement pays, from the seconds of a step with ``most`` threads and
+            the number of threads to be measured.
+
+    Returns:
+        Seconds of a step by number of threads, in order of measurement.
+    """
+    times = {most: seconds_of(most)}
+    number = most // 2
+    while number >= 1 and affordable(times[most], number):
+        times[number] = seconds_of(number)
+        if times[number] * _CLEARLY_WORSE > min(times.values()):
+            break
+        number //= 2
+    return times
+
+
+def described(times: dict[int, float], chosen: int, batch_size: int) -> str:
+    """Return the rates with the chosen number and with the others, in words, such as "1,430 images/s; 2 threads: 1,390"."""
+    rates = {number: f"{batch_size / seconds:,.0f}" for number, seconds in times.items()}
+    others = [f"{number} thread{'s' * (number != 1)}: {rate}" for number, rate in rates.items() if number != chosen]
+    return "; ".join([f"{rates[chosen]} images/s", *others])
+
+
+@dataclass
+class _Comparison:
+    """Blocks of steps with several numbers of threads in turn.
+
+    Attributes:
+        current: Number of threads so far.
+        remaining: Numbers of the blocks to come; the first one is that of the running block.
+        times: Seconds of the measured steps by number.
+        block: Seconds of the running block's steps.
+    """
+
+    current: int
+    remaining: list[int]
+    times: dict[int, list[float]] = field(default_factory=dict)
+    block: list[float] = field(default_factory=list)
+
+    def add(self, seconds: float) -> None:
+        """Add a step of the running block. The first step of a block is not measured, because threads and caches must adapt."""
+        self.block.append(seconds)
+        measured = self.block[1:]
+        usual = self.times.get(self.current)
+        hopeless = bool(measured and usual) and min(measured) > _HOPELESS * statistics.median(usual or [math.inf])
+        if not hopeless and (len(measured) < _BLOCK[0] or sum(measured) < _BLOCK[1]):
+            return
+        self.times.setdefault(self.remaining.pop(0), []).extend(measured)
+        self.block = []
+
+    @property
+    def medians(self) -> dict[int, float]:
+        return {number: statistics.median(times) for number, times in self.times.items()}
+
+
+class ThreadChoice:
+    """Chooses the number of threads of every step from the times of earlier steps, without any trial beside the training.
+
+    If steps become slower than ``FALL`` allows, or if the number is not the largest and some time has passed, a few steps run
+    with half and with twice the number, in turn with the current one. Another number is kept if it is ``GAIN`` times as fast.
+    Medians ignore steps that do more work than others, such as those with a lazy penalty. Waits between comparisons become
+    longer each time, so they take only a few percent of the time, even if the load changes constantly.
+
+    Args:
+        number: Number of threads of the first step.
+        most: Largest number.
+        now: Monotonic time in seconds.
+    """
+
+    def __init__(self, number: int, most: int, now: Callable[[], float]) -> None:
+        self.settled = number
+        self.most = most
+        self._now = now
+        self._window: list[float] = []
+        self._best = math.inf  # seconds of a step, of the fastest window with this number
+        self._comparison: _Comparison | None = None
+        self._wait = _FIRST_WAIT
+        self._compared_at = self._changed_at = now()
+
+    @property
+    def number(self) -> int:
+        """Number of threads of the next step."""
+        return self.settled if self._comparison is None else self._comparison.remaining[0]
+
+    def took(self, seconds: float) -> dict[int, float] | None:
+        """Note the seconds that a step took with ``number`` threads.
+
+        Returns:
+            If the number has changed for good: the seconds of a step by number of threads. Otherwise None.
+        """
+        if self._comparison is not None:
+            self._comparison.add(seconds)
+            return None if self._comparison.remaining else self._decided(self._comparison)
+        self._window.append(seconds)
+        if len(self._window) < _WINDOW[0] or sum(self._window) < _WINDOW[1]:
+            return None
+        median, self._window = statistics.median(self._window), []
+        self._best = min(self._best, median)
+        since = self._now() - self._compared_at
+        has_fallen = median * FALL > self._best and since >= min(self._wait, _LONGEST_WAIT_AFTER_FALL)
+        if has_fallen or (self.settled < self.most and since >= self._wait):
+            others = [each for each in (self.settled // 2, min(2 * self.settled, self.most)) if each not in (0, self.settled)]
+            self._comparison = _Comparison(self.settled, [self.settled, *others] * _ROUNDS)
+        return None
+
+    def _decided(self, comparison: _Comparison) -> dict[int, float] | None:
+        """End a comparison, and return its times if it has changed the number."""
+        medians, self._comparison, now = comparison.medians, None, self._now()
+        fastest = min(medians, key=lambda number: medians[number])
+        changes = medians[fastest] * GAIN <= medians[self.settled]
+        was_calm = now - self._changed_at >= _CALM
+        self._wait = _FIRST_WAIT if changes and was_calm else min(2.0 * self._wait, _LONGEST_WAIT)
+        self._compared_at = now
+        if changes:
+            self.settled, self._changed_at = fastest, now
+        self._best = medians[self.settled]  # the rate to which a later one is compared
+        return medians if changes else None
+
+
+class ThreadControl:
+    """Sets the number of threads of a training's steps.
+
+    Args:
+        threads: Number to start with; None to leave it as it is.
+        batch_size: Images per step, for the log.
+        now: Monotonic time in seconds.
+    """
+
+    def __init__(self, threads: Threads | None, batch_size: int, now: Callable[[], float] = time.perf_counter) -> None:
+        self._batch_size = batch_size
+        self._threads = threads
+        self._now = now
+        self._choice = None if threads is None or threads.is_fixed else ThreadChoice(threads.number, threads.most, now)
+
+    @contextlib.contextmanager
+    def of_step(self, step: int, history: MutableSequence[tuple[int, int]]) -> Iterator[None]:
+        """Run the block, a step of training, with the number of threads to use now.
+
+        Args:
+            step: Number of the step.
+            history: List that receives (step, number of threads) wherever the number differs from that of the step before.
+        """
+        if self._threads is None:
+            yield
+            return
+        choice = self._choice
+        number = self._threads.number if choice is None else choice.number
+        if not history or history[-1][1] != number:
+            history.append((step, number))
+        if torch.get_num_threads() != number:
+            torch.set_num_threads(number)
+        start = self._now()
+        yield
+        if choice is not None and (times := choice.took(self._now() - start)):
+            log.info("threads: %d from now on (%s)", choice.settled, described(times, choice.settled, self._batch_size))
+
+
+@contextlib.contextmanager
+def same_threads_afterwards() -> Iterator[None]:
+    """Restore PyTorch's number of threads after the block."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
