@@ -4,6 +4,7 @@
     python scripts/benchmark.py                                     every recipe in the table below
     python scripts/benchmark.py --recipes dcgan_64 --json dcgan.json
     python scripts/benchmark.py --override data.storage=workers     the effect of one genimg setting
+    python scripts/benchmark.py --recipes dcgan_small_28 --beside   the same beside a busy process
     python scripts/benchmark.py --recipes dcgan_32 --long 10000     whether memory and step time stay constant
 
 Each recipe runs in its own process. In this process, blocks of steps of the two loops alternate, so load from other programs
@@ -17,6 +18,7 @@ docs/performance.md explains the columns.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import resource
@@ -26,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from multiprocessing import get_context
@@ -34,6 +37,7 @@ from typing import Any, Self, cast
 
 import numpy as np
 import torch
+from busy import busy_process
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from plain_loops import STEPS, Pictures, PlainLoop
@@ -42,6 +46,7 @@ from torch.utils.module_tracker import ModuleTracker
 from tqdm import tqdm
 
 from genimg.api.assemble import assemble
+from genimg.api.thread_trial import choose_threads
 from genimg.config.compose import Config as ImmutableConfig
 from genimg.config.messages import explain
 from genimg.data.datasets.shapes import shapes
@@ -50,6 +55,7 @@ from genimg.evaluation.feature_extraction import full_float32
 from genimg.training.components import TrainingComponents
 from genimg.training.device import choose_device, describe_hardware
 from genimg.training.logger import Logger
+from genimg.training.thread_choice import Threads, same_threads_afterwards
 from genimg.types import Batch
 from genimg.utils.environment import git_commit, versions
 from genimg.utils.images import write_png
@@ -83,6 +89,7 @@ RECIPES = {
 }
 MIB = 2**20
 default_switches = partial(full_float32, tf32_convolutions=True)  # PyTorch's defaults, which genimg changes
+A_LONG_TRAINING = {"trainer": {"duration": "1 hours"}}  # the number of threads is chosen as for this duration
 PAUSE = 0.25  # seconds before each block; two loader workers need about 10 ms for two batches each
 MEMORY_LIMIT = 1.0  # MiB of growth in 1000 steps
 TIME_LIMITS = (0.9, 1.1)  # step time in the last tenth of the steps, divided by that in the second tenth
@@ -196,7 +203,9 @@ def matrix_rates(device: torch.device) -> dict[str, float]:
     return rates
 
 
-def compare(name: str, configs: dict[str, Config], parts: TrainingComponents, block: int, count: int) -> Config:
+def compare(
+    name: str, configs: dict[str, Config], parts: TrainingComponents, block: int, count: int, threads: Mapping[str, int]
+) -> Config:
     """Time ``count`` blocks of both sides in turn, after one that counts operations and two that warm up."""
     device = parts.device
     genimg, plain = Blocks(device, block), Blocks(device, block)
@@ -205,7 +214,8 @@ def compare(name: str, configs: dict[str, Config], parts: TrainingComponents, bl
 
     def plain_block(loop: PlainLoop) -> None:
         time.sleep(PAUSE)
-        with default_switches():
+        with default_switches(), same_threads_afterwards():
+            torch.set_num_threads(threads["plain"])
             for batch in plain.cut(loop.batches):
                 loop.train_on(batch)
 
@@ -285,12 +295,18 @@ def watch(name: str, parts: TrainingComponents, block: int, count: int) -> Confi
 
 
 def print_comparison(results: Config) -> None:
-    columns = "recipe|batch|images/s: genimg|plain|genimg / plain|median of blocks|step, ms: genimg|plain|waiting: genimg|plain"
+    columns = "recipe|batch|threads: genimg|plain|images/s: genimg|plain|genimg / plain|median of blocks"
+    columns += "|step, ms: genimg|plain|waiting: genimg|plain"
     columns += "|peak MiB: genimg|both|GFLOP a step|GFLOP/s|of matrix rate"
     print(f"|{columns}|\n" + "|---" * (columns.count("|") + 1) + "|")
     for name, r in results.items():
         sides = [r["genimg"], r["plain"]]
-        cells = [name, str(sides[0]["batch_size"]), *(f"{side['images_per_second']:.1f}" for side in sides)]
+        cells = [
+            name,
+            str(sides[0]["batch_size"]),
+            *map(str, r["threads"].values()),
+            *(f"{side['images_per_second']:.1f}" for side in sides),
+        ]
         cells += [f"**{r['ratio']['totals']:.3f}**", f"{r['ratio']['median_of_blocks']:.3f}"]
         cells += ["{median:.2f} ({lower_quartile:.2f} to {upper_quartile:.2f})".format(**side["step_ms"]) for side in sides]
         cells += [f"{side['data_wait_share']:.1%}" for side in sides]
@@ -327,6 +343,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--images", type=count, default=10_000, help="number of images to draw for training")
     parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE", help="setting for genimg's side only")
     parser.add_argument("--long", type=count, metavar="STEPS", help="train only genimg's side for this many steps, 10 or more")
+    parser.add_argument("--beside", action="store_true", help="keep a core busy with another process during the measurement")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results and block times to this file")
     arguments = parser.parse_args()
     arguments.recipes = arguments.recipes.split(",")
@@ -398,8 +415,13 @@ def work(name: str, configs: dict[str, Config], arguments: argparse.Namespace) -
     parts = assemble(ImmutableConfig(configs["genimg"]), configs["genimg"]["device"]).components
     block, count = blocks_of(configs, arguments)
     facts = {"hardware": describe_hardware(parts.device), "precision": parts.precision.name, "block_steps": block}
-    result = watch(name, parts, block, count) if arguments.long else compare(name, configs, parts, block, count)
-    return {**facts, "configs": configs, **result}
+    threads = {"genimg": torch.get_num_threads(), "plain": torch.get_num_threads()}
+    with same_threads_afterwards():
+        if chosen := choose_threads(parts, A_LONG_TRAINING, None).threads:
+            threads["genimg"] = chosen.number
+            parts = replace(parts, threads=Threads(chosen.number, chosen.most))  # the same throughout the measurement
+        result = watch(name, parts, block, count) if arguments.long else compare(name, configs, parts, block, count, threads)
+    return {**facts, "threads": threads, "configs": configs, **result}
 
 
 def main() -> None:
@@ -409,6 +431,7 @@ def main() -> None:
         arguments.block = arguments.block or (5 if choose_device(arguments.device).type == "cpu" else 100)
         with (
             tempfile.TemporaryDirectory() as folder,
+            busy_process() if arguments.beside else contextlib.nullcontext(),
             ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool,
         ):
             arguments.folder = Path(folder)
@@ -428,7 +451,8 @@ def main() -> None:
     facts |= {"date": datetime.now().astimezone().isoformat(timespec="seconds"), "command": shlex.join(["python", *sys.argv])}
     if arguments.json:
         arguments.json.write_text(json.dumps({**facts, "recipes": results}, indent=1) + "\n", encoding="utf-8")
-    print("{name}, {threads} threads, ".format(**facts["hardware"]), end="")
+    beside = "beside a busy process, " if arguments.beside else ""
+    print("{name}, {threads} threads, ".format(**facts["hardware"]) + beside, end="")
     print("precision {precision}, torch {versions[torch]}, {date}, commit {commit}\n`{command}`\n".format(**facts))
     (print_watch if arguments.long else print_comparison)(results)
 

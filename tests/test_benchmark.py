@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import importlib
 import json
@@ -24,12 +25,14 @@ from sampling import sampled
 from torch import Tensor, nn
 
 from genimg.api.assemble import assemble
+from genimg.api.thread_trial import Choice
 from genimg.config.compose import Config
 from genimg.losses.adversarial import AdversarialLoss, negated_generator_loss, wasserstein_discriminator_loss
 from genimg.losses.penalties import R1, GradientPenalty
 from genimg.methods.base import Method
 from genimg.methods.gan import GAN
 from genimg.methods.image_to_image import Translation
+from genimg.training.thread_choice import Threads, same_threads_afterwards
 from genimg.training.update import Updater
 from genimg.types import Batch, Progress
 from genimg.utils.images import to_float
@@ -144,7 +147,8 @@ def test_it_compares_recipes(tmp_path: Path, pytestconfig: pytest.Config) -> Non
     assert result["hardware"]["threads"] == 1
     assert list(result["recipes"]) == recipes
     for name, recipe in result["recipes"].items():
-        assert f"|{name}|8|" in done.stdout
+        assert f"|{name}|8|1|1|" in done.stdout
+        assert recipe["threads"] == {"genimg": 1, "plain": 1}
         for side in (recipe["genimg"], recipe["plain"]):
             assert len(side["block_seconds"]) == 2
             assert side["images_per_second"] == pytest.approx(2 * 2 * 8 / sum(side["block_seconds"]))
@@ -160,6 +164,52 @@ def test_it_compares_recipes(tmp_path: Path, pytestconfig: pytest.Config) -> Non
         device_rate = recipe["matrix_flops_per_second"][recipe["precision"]]
         assert recipe["share_of_matrix_rate"] == pytest.approx(rate / device_rate)
     assert result["recipes"]["dcgan_small_28"]["flops_per_step"] == flops_of_a_gan_step(batch=8, width=32)
+
+
+def test_beside_a_busy_process_each_side_has_its_number_of_threads(
+    tiny_benchmark: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    used: dict[str, set[int]] = {"genimg": set(), "plain": set()}
+    running: list[bool] = []
+    original, step = tiny_benchmark.Blocks.cut, tiny_benchmark.PlainLoop.train_on
+
+    def busy() -> Any:
+        @contextlib.contextmanager
+        def noted() -> Iterator[int]:
+            with busy_process() as number:
+                process.append(number)
+                yield number
+
+        return noted()
+
+    def cut(blocks: Any, stream: Iterator[Any]) -> Iterator[Any]:
+        running.append(os.path.exists(f"/proc/{process[0]}") or sys.platform != "linux")
+        for batch in original(blocks, stream):
+            used["genimg"].add(torch.get_num_threads())
+            yield batch
+
+    def train_on(loop: Any, batch: Batch) -> dict[str, float]:
+        used["plain"].add(torch.get_num_threads())
+        losses: dict[str, float] = step(loop, batch)
+        return losses
+
+    process: list[int] = []
+    busy_process = tiny_benchmark.busy_process
+    monkeypatch.setattr(tiny_benchmark, "busy_process", busy)
+    monkeypatch.setattr(tiny_benchmark, "choose_threads", lambda *_: Choice(Threads(1, 2, is_fixed=False)))
+    monkeypatch.setattr(tiny_benchmark.PlainLoop, "train_on", train_on)
+    with same_threads_afterwards():
+        torch.set_num_threads(2)
+        monkeypatch.setattr(tiny_benchmark.Blocks, "cut", cut)
+        call(tiny_benchmark, monkeypatch, "--recipes", "dcgan_small_28", "--beside", "--blocks", "1", "--block", "1", *SMALL)
+        assert torch.get_num_threads() == 2
+    printed = capsys.readouterr().out
+    assert "|dcgan_small_28|8|1|2|" in printed
+    assert "2 threads, beside a busy process, precision" in printed
+    assert used["plain"] == {2}
+    assert used["genimg"] == {1, 2}  # plain blocks are cut in the same way
+    assert all(running)
+    assert not os.path.exists(f"/proc/{process[0]}")
 
 
 def test_it_watches_memory_and_step_time(
