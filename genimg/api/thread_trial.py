@@ -17,13 +17,13 @@ from genimg.api.time_budget import silent
 from genimg.training.autotune import without_trace
 from genimg.training.components import TrainingComponents
 from genimg.training.logger import SilentLogger
-from genimg.training.thread_choice import Threads, described, fastest
+from genimg.training.thread_choice import HOPELESS, Threads, described, fastest
 from genimg.utils.distributed import world_size
 from genimg.utils.durations import to_seconds
 
 _SECONDS = 1.0  # of a measurement of one number of threads
 _SHARE = 0.02  # of the training's time that a measurement may take
-_WARM_UP, _FEWEST_STEPS = 2, 5
+_FEWEST_STEPS = 5
 _SHORT = 50  # steps; a training with fewer ends before a trial would pay
 
 
@@ -78,10 +78,8 @@ def _measured(parts: TrainingComponents, config: Mapping[str, Any], most: int) -
     steps = parts.settings.duration / parts.settings.batch_size
     means: dict[int, float] = {}
 
-    def pays(seconds_a_step: float, number: int) -> bool:
-        total = steps * seconds_a_step if budget is None else float(budget)
-        slowest = (_WARM_UP + _FEWEST_STEPS) * seconds_a_step * most / number
-        return max(_SECONDS, slowest) <= _SHARE * total
+    def pays(best: float) -> bool:
+        return _SHARE * (steps * best if budget is None else float(budget)) >= _SECONDS
 
     with silent():
         sample, _ = decode_sample(parts)
@@ -94,20 +92,23 @@ def _measured(parts: TrainingComponents, config: Mapping[str, Any], most: int) -
             next(stream)
             return time.perf_counter() - before
 
-        def seconds_of(number: int) -> float:
+        def seconds_of(number: int, best: float) -> float:
             torch.set_num_threads(number)
-            for _ in range(_WARM_UP):
-                step()
-            times = [step() for _ in range(_FEWEST_STEPS)]
-            if pays(statistics.median(times), most):
-                while sum(times) < _SECONDS:
+            step()  # prepares the operations for this number
+            times = [step()]
+            if times[0] <= HOPELESS * best:
+                times = [step()]
+                while sum(times) < _SECONDS and (len(times) < _FEWEST_STEPS or pays(statistics.median(times))):
                     times.append(step())
             means[number] = statistics.mean(times)
             return statistics.median(times)
 
         times = fastest(seconds_of, most, pays)
+    spent = time.monotonic() - started
+    if len(times) == 1:
+        torch.set_num_threads(most)
+        return Choice(Threads(most, most, is_fixed=False), spent=spent)
     chosen = min(times, key=lambda number: times[number])
     torch.set_num_threads(chosen)
-    reason = described(times, chosen, parts.settings.batch_size) if len(times) > 1 else ""
-    measured = means[chosen] if len(times) > 1 else None
-    return Choice(Threads(chosen, most, is_fixed=False, reason=reason), measured, time.monotonic() - started)
+    reason = described(times, chosen, parts.settings.batch_size)
+    return Choice(Threads(chosen, most, is_fixed=False, reason=reason), means[chosen], spent)

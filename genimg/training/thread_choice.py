@@ -28,11 +28,13 @@ Clock frequencies, caches and short disturbances change rates by up to a fifth. 
 process on two cores leaves 0.15 to 0.7 of the rate.
 """
 
+HOPELESS = 3.0
+"""A number of threads is measured no longer after a step that takes so many times as long as with another number."""
+
 _CLEARLY_WORSE = 0.8  # rate, relative to the best, below which a trial tries no smaller numbers
 _WINDOW = (16, 2.0)  # fewest steps, and shortest time in seconds, of which the median step is a rate
 _BLOCK = (4, 0.3)  # the same for each block of steps that compares numbers
 _ROUNDS = 2  # blocks for each number
-_HOPELESS = 3.0  # a block ends after a step that takes so many times as long as the current number's
 _FIRST_WAIT, _LONGEST_WAIT = 15.0, 60.0  # seconds between two comparisons
 _LONGEST_WAIT_AFTER_FALL = 30.0
 _CALM = 120.0  # seconds without a change after which waits are short again
@@ -60,25 +62,28 @@ class Threads:
         return f"{self.number}{of} thread{plural}" + (f" ({self.reason})" if self.reason else "")
 
 
-def fastest(seconds_of: Callable[[int], float], most: int, affordable: Callable[[float, int], bool]) -> dict[int, float]:
-    """Measure the time of a step with ``most`` threads, half of them and so on, as long as fewer threads may be faster.
+def fastest(seconds_of: Callable[[int, float], float], most: int, pays: Callable[[float], bool]) -> dict[int, float]:
+    """Measure the time of a step with half of ``most`` threads, with all, and with fewer as long as these may be faster.
+
+    Half comes first: it shows how slow the others may be before they are given up, even if something else keeps a core busy.
 
     Args:
-        seconds_of: Function that returns the seconds of a step with a number of threads.
-        most: Largest number of threads.
-        affordable: Function that returns whether another measurement pays, from the seconds of a step with ``most`` threads and
-            the number of threads to be measured.
+        seconds_of: Function that returns the seconds of a step with a number of threads. Its second argument is the best time
+            so far: a number that takes ``HOPELESS`` times as long need not be measured precisely.
+        most: Largest number of threads, at least 2.
+        pays: Function that returns whether to measure another number, from the best time so far.
 
     Returns:
-        Seconds of a step by number of threads, in order of measurement.
+        Seconds of a step by number of threads, in order of measurement. A single entry decides nothing.
     """
-    times = {most: seconds_of(most)}
     number = most // 2
-    while number >= 1 and affordable(times[most], number):
-        times[number] = seconds_of(number)
-        if times[number] * _CLEARLY_WORSE > min(times.values()):
-            break
+    times = {number: seconds_of(number, math.inf)}
+    if not pays(times[number]):
+        return times
+    times[most] = seconds_of(most, times[number])
+    while number > 1 and times[number] * _CLEARLY_WORSE <= min(times.values()) and pays(min(times.values())):
         number //= 2
+        times[number] = seconds_of(number, min(times.values()))
     return times
 
 
@@ -110,7 +115,7 @@ class _Comparison:
         self.block.append(seconds)
         measured = self.block[1:]
         usual = self.times.get(self.current)
-        hopeless = bool(measured and usual) and min(measured) > _HOPELESS * statistics.median(usual or [math.inf])
+        hopeless = bool(measured and usual) and min(measured) > HOPELESS * statistics.median(usual or [math.inf])
         if not hopeless and (len(measured) < _BLOCK[0] or sum(measured) < _BLOCK[1]):
             return
         self.times.setdefault(self.remaining.pop(0), []).extend(measured)

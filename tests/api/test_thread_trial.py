@@ -126,7 +126,7 @@ def test_a_short_training_is_not_tried_for_long(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(thread_trial, "statistics", SimpleNamespace(median=mean, mean=statistics.mean))
     run = genimg.train([*RUN, "trainer.duration=50 steps", f"run_dir={tmp_path / 'run'}"])
-    assert set(steps) == {thread_trial._FEWEST_STEPS}  # no second number
+    assert max(steps) <= thread_trial._FEWEST_STEPS
     state = checkpoint_of(run.directory)
     assert state["decisions"]["threads"] == 2
     assert state["training"]["threads"] == [(0, 2)]

@@ -48,6 +48,37 @@ def test_instance_norm_of_channels_last_in_bfloat16_is_that_of_float32():
     assert torch.allclose(result.float(), layer(features), atol=0.03)  # bfloat16 has 8 bits, values here are below 4
 
 
+# ReLUs
+
+
+@pytest.mark.parametrize("kind", [nn.ReLU, nn.LeakyReLU])
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("ours", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("theirs", [torch.channels_last, torch.contiguous_format])
+def test_gradients_of_relus_are_pytorchs_in_the_format_of_the_features(kind, inplace, ours, theirs):
+    generator = torch.Generator().manual_seed(0)
+    values, slope = (torch.randn(3, 4, 5, 6, generator=generator) for _ in range(2))
+    layer = kind(inplace=inplace)
+    expected = torch.autograd.functional.vjp(kind(), values, slope)[1]
+    cpu_layers.use_faster_layers(layer)
+    start = values.clone(memory_format=ours).requires_grad_()
+    features = start * 1.0
+    (gradient,) = torch.autograd.grad(layer(features), start, slope.clone(memory_format=theirs), create_graph=True)
+    assert torch.equal(gradient, expected)
+    assert gradient.is_contiguous(memory_format=ours)
+    assert isinstance(layer, kind)
+    with torch.no_grad():
+        assert torch.equal(layer(values.clone(memory_format=ours)), kind()(values))
+
+
+def test_relus_of_rows_are_pytorchs():
+    layer = nn.ReLU()
+    cpu_layers.use_faster_layers(layer)
+    rows = torch.linspace(-1, 1, 6).reshape(2, 3).requires_grad_()
+    layer(rows).sum().backward()
+    assert torch.equal(rows.grad, (rows > 0).float())
+
+
 # Group norm
 
 

@@ -122,16 +122,20 @@ def test_a_block_with_a_hopeless_number_ends_after_two_steps() -> None:
 
 
 def test_a_trial_measures_no_more_numbers_than_needed() -> None:
-    measured = []
+    measured: list[tuple[int, float]] = []
 
-    def seconds_of(number: int) -> float:
-        measured.append(number)
-        return EIGHT[number]
+    def trial(times: dict[int, float], most: int, pays: bool = True) -> dict[int, float]:
+        def seconds_of(number: int, best: float) -> float:
+            measured.append((number, best))
+            return times[number]
 
-    assert fastest(seconds_of, 8, lambda seconds, number: True) == {8: 0.010, 4: 0.012, 2: 0.020}  # 4: 0.83 of the rate
-    assert measured == [8, 4, 2]
-    assert min(fastest(EIGHT_BESIDE.__getitem__, 8, lambda *_: True).items(), key=lambda each: each[1])[0] == 4
-    assert fastest(ALONE.__getitem__, 2, lambda seconds, number: (seconds, number) != (0.010, 1)) == {2: 0.010}
+        return fastest(seconds_of, most, lambda best: pays)
+
+    assert trial(EIGHT, 8) == {4: 0.012, 8: 0.010, 2: 0.020}  # 4: 0.83 of the rate
+    assert measured == [(4, math.inf), (8, 0.012), (2, 0.010)]
+    assert trial(EIGHT_BESIDE, 8) == {4: 0.013, 8: 0.080, 2: 0.022}
+    assert trial(ALONE, 2) == {1: 0.018, 2: 0.010}
+    assert trial(ALONE, 2, pays=False) == {1: 0.018}
 
 
 def test_the_number_is_described_with_the_rates() -> None:
