@@ -28,7 +28,7 @@ cat <<END
 Next:
   . ${VENV#"$PWD/"}/bin/activate                    # puts the commands on your PATH
   genimg-sample ckpt=$run_dir num_images=100 seed=1
-  genimg-eval ckpt=$run_dir/checkpoints/best.pt
+  genimg-eval ckpt=$run_dir
   genimg-train model=vae_small                  # another family
   genimg-train data=mnist                       # real digits (downloads 11 MB once)
   genimg-train data=folder data.root=DIR data.image_size=64 evaluation=none
