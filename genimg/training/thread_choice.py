@@ -35,6 +35,8 @@ _CLEARLY_WORSE = 0.8  # rate, relative to the best, below which a trial tries no
 _WINDOW = (16, 2.0)  # fewest steps, and shortest time in seconds, of which the median step is a rate
 _BLOCK = (4, 0.3)  # the same for each block of steps that compares numbers
 _ROUNDS = 2  # blocks for each number
+_HOPELESS_AT_FIRST = 10.0  # the same for the first step with a number, which prepares operations for it
+_WAIT_FOR_LOSS = 50.0  # seconds to wait for each second that a comparison has lost: it costs 2 % of the time at most
 _FIRST_WAIT, _LONGEST_WAIT = 15.0, 60.0  # seconds between two comparisons
 _LONGEST_WAIT_AFTER_FALL = 30.0
 _CALM = 120.0  # seconds without a change after which waits are short again
@@ -100,23 +102,37 @@ class _Comparison:
 
     Attributes:
         current: Number of threads so far.
+        usual: Seconds of a step with it.
         remaining: Numbers of the blocks to come; the first one is that of the running block.
         times: Seconds of the measured steps by number.
         block: Seconds of the running block's steps.
+        lost: Seconds that all steps together have taken longer than usual.
     """
 
     current: int
+    usual: float
     remaining: list[int]
     times: dict[int, list[float]] = field(default_factory=dict)
     block: list[float] = field(default_factory=list)
+    lost: float = 0.0
 
     def add(self, seconds: float) -> None:
-        """Add a step of the running block. The first step of a block is not measured, because threads and caches must adapt."""
+        """Add a step of the running block.
+
+        The first step of a block is not measured, because threads and caches must adapt. A number with which a step takes far
+        too long is given up, because waiting for a busy core can make it a hundred times as slow.
+        """
+        self.lost += seconds - self.usual
         self.block.append(seconds)
+        number = self.remaining[0]
+        limit = _HOPELESS_AT_FIRST if len(self.block) == 1 else HOPELESS
+        if number != self.current and seconds > limit * self.usual:
+            self.times.setdefault(number, []).append(seconds)
+            self.remaining[:] = [each for each in self.remaining if each != number]
+            self.block = []
+            return
         measured = self.block[1:]
-        usual = self.times.get(self.current)
-        hopeless = bool(measured and usual) and min(measured) > HOPELESS * statistics.median(usual or [math.inf])
-        if not hopeless and (len(measured) < _BLOCK[0] or sum(measured) < _BLOCK[1]):
+        if len(measured) < _BLOCK[0] or sum(measured) < _BLOCK[1]:
             return
         self.times.setdefault(self.remaining.pop(0), []).extend(measured)
         self.block = []
@@ -148,6 +164,7 @@ class ThreadChoice:
         self._best = math.inf  # seconds of a step, of the fastest window with this number
         self._comparison: _Comparison | None = None
         self._wait = _FIRST_WAIT
+        self._wait_for_loss = 0.0
         self._compared_at = self._changed_at = now()
 
     @property
@@ -170,10 +187,12 @@ class ThreadChoice:
         median, self._window = statistics.median(self._window), []
         self._best = min(self._best, median)
         since = self._now() - self._compared_at
+        if since < self._wait_for_loss:
+            return None
         has_fallen = median * FALL > self._best and since >= min(self._wait, _LONGEST_WAIT_AFTER_FALL)
         if has_fallen or (self.settled < self.most and since >= self._wait):
             others = [each for each in (self.settled // 2, min(2 * self.settled, self.most)) if each not in (0, self.settled)]
-            self._comparison = _Comparison(self.settled, [self.settled, *others] * _ROUNDS)
+            self._comparison = _Comparison(self.settled, median, [self.settled, *others] * _ROUNDS)
         return None
 
     def _decided(self, comparison: _Comparison) -> dict[int, float] | None:
@@ -183,6 +202,7 @@ class ThreadChoice:
         changes = medians[fastest] * GAIN <= medians[self.settled]
         was_calm = now - self._changed_at >= _CALM
         self._wait = _FIRST_WAIT if changes and was_calm else min(2.0 * self._wait, _LONGEST_WAIT)
+        self._wait_for_loss = 0.0 if changes else _WAIT_FOR_LOSS * comparison.lost
         self._compared_at = now
         if changes:
             self.settled, self._changed_at = fastest, now

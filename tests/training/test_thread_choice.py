@@ -118,7 +118,13 @@ def test_a_block_with_a_hopeless_number_ends_after_two_steps() -> None:
     while machine.now < 700:
         numbers.append(machine.choice.number)
         machine.run(machine.now + 0.1)
-    assert 0 < numbers.count(1) <= 2 * 2 * 2  # two comparisons of two blocks of two steps
+    assert 0 < numbers.count(1) <= 2 * 2  # two comparisons
+
+
+def test_a_number_that_a_busy_core_makes_a_hundred_times_as_slow_is_tried_rarely() -> None:
+    machine = Machine(1, lambda now: {2: 3.5, 1: 0.022}, 0.05)
+    assert machine.run(3600) > 0.97
+    assert machine.changes == []
 
 
 def test_a_trial_measures_no_more_numbers_than_needed() -> None:
