@@ -24,8 +24,8 @@ GAIN = 1.1
 FALL = 0.75
 """Rate, relative to the best one with the same number, below which other numbers are tried.
 
-Clock frequencies, caches and short disturbances change rates by up to a fifth. With as many threads as cores, one other busy
-process on two cores leaves 0.15 to 0.7 of the rate.
+With as many threads as cores, one other busy process on two cores leaves about 0.17 of the rate of a small network. The limit is
+far above that, and leaves room for the variations of a quiet machine.
 """
 
 HOPELESS = 3.0
