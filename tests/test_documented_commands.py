@@ -91,6 +91,7 @@ SMALLER = {  # where a command holds such words, what makes it small
     r"^genimg-train .*data\.max_images=": ["data.max_images=32"],
     r"hydra/sweeper=optuna|sweep=gan_search": ["hydra.sweeper.n_trials=2"],
     r"sweep=gan_losses": ["hydra.sweeper.params.loss=hinge"],
+    r"sweep=equal_seconds": ["hydra.sweeper.params.schedule=linear"],
     r"sweep=(r1_gamma|vae_kl_weight)": ["hydra.sweeper.params.seed=0"],
 }
 TRAINING = ["trainer.duration=2 steps", "trainer.batch_size=8", "trainer.preview_images=4"]

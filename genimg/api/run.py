@@ -110,6 +110,7 @@ class Training:
         trainer, state, run_dir = self.trainer, self.trainer.state, self.run_dir
         start, images_before = time.monotonic(), state.images
         stopped_by: int | None = None
+        time_is_over = False
         page: Path | None = None
         summary: dict[str, Any] = {"status": "failed"}
         if rank() == 0 and images_before < trainer.settings.duration:
@@ -123,7 +124,7 @@ class Training:
             log.warning("stopped at %d images; the checkpoint is written", state.images)
             log.warning("to continue: %s %s", _command(), argument("resume", relative(run_dir)))
         except TimeIsOverError:
-            summary["status"] = "stopped"
+            summary["status"], time_is_over = "stopped", True
             log.warning(
                 "the time of trainer.duration=%s is over after %d of %d images, because training was slower than measured "
                 "at the start; the checkpoint is written",
@@ -146,7 +147,7 @@ class Training:
         name = trainer.evaluator.primary if trainer.evaluator else None
         best = state.best[name] if name and state.best else None
         self.run = Run(run_dir, summary["status"], summary, best, stopped_by, self.config["allow"])
-        if summary["status"] == "stopped":
+        if summary["status"] == "stopped" and not time_is_over:
             return
         if images_before >= trainer.settings.duration:
             _say_that_it_is_complete(state, self.config["trainer"]["duration"], trainer, run_dir)
@@ -156,7 +157,8 @@ class Training:
             write_hyperparameters(run_dir, settings, [f"evaluation/{name}" for name in state.last])
         done = state.images - images_before
         some = "" if done == state.images else f"; the last {done:,}"
-        log.info("finished: %s images%s in %s", f"{state.images:,}", some, time_in_words(summary["wall_seconds"]))
+        end = "ended" if time_is_over else "finished"
+        log.info("%s: %s images%s in %s", end, f"{state.images:,}", some, time_in_words(summary["wall_seconds"]))
         _report(state, summary, trainer.evaluator, run_dir)
         if isinstance(debug := self.config.get("debug"), dict) and debug.get("one_batch") and rank() == 0:
             say_what_was_learnt(run_dir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -80,7 +81,7 @@ def images_per_second(
         if interval is None:
             per_image += evaluation / parts.evaluator.interval
         else:
-            available -= float(budget / interval) * evaluation
+            available -= (math.ceil(budget / interval) - 1) * evaluation  # before the one at the end
     images = broadcast_object(available / per_image)  # all ranks must decide alike
     if images < 10 * batch_size:
         what = f"an evaluation takes about {time_in_words(evaluation)} and " if evaluation else ""

@@ -55,7 +55,7 @@ class StopRequestedError(Exception):
 
 
 class TimeIsOverError(Exception):
-    """The time limit was reached; a checkpoint has been written."""
+    """The time limit was reached; the weights have been evaluated, and a checkpoint has been written."""
 
 
 class WorseningError(Exception):
@@ -166,7 +166,7 @@ class Trainer:
         Raises:
             NonFiniteError: If training diverges; no checkpoint holds the broken weights.
             StopRequestedError: After one of ``terminal.stop_signals``; a checkpoint has been written.
-            TimeIsOverError: After the time limit; a checkpoint has been written.
+            TimeIsOverError: After the time limit; the weights have been evaluated, and a checkpoint has been written.
             WorseningError: If a stopping rule of the evaluation ends training; a checkpoint has been written.
         """
         if self.state.images < self.settings.duration:
@@ -310,12 +310,10 @@ class Trainer:
             self._save(best=False, timed=True)
         if self._stopping and not done:
             self._stop()
-        if self._time_is_over and not done:
-            self._wait_for_files()
-            raise TimeIsOverError
+        is_last = done or self._time_is_over
         if self.evaluator:
             try:
-                if (self._due(self.evaluator.interval) or done) and self.state.evaluated_at != images:
+                if (self._due(self.evaluator.interval) or is_last) and self.state.evaluated_at != images:
                     self._evaluate(self.evaluator, logger)
                 if done and self.evaluator.final_num_images is not None and not self.state.final:
                     self._evaluate_at_end(self.evaluator, self.evaluator.final_num_images, logger)
@@ -324,6 +322,9 @@ class Trainer:
             # Several ranks finish an evaluation. The outcome of their next vote would be known two steps later.
             if self._vote is not None and self.state.evaluated_at == images and not done and self._is_stop_requested():
                 self._stop()
+        if self._time_is_over and not done:
+            self._wait_for_files()
+            raise TimeIsOverError
 
     def _is_stop_requested(self) -> bool:
         return not on_every_rank(self.stop_signal.number is None)

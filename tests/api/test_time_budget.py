@@ -54,7 +54,7 @@ def test_evaluations_at_intervals_of_time_are_counted(monkeypatch: pytest.Monkey
     parts = fake(monkeypatch, step=0.01, evaluation=6.0, interval=1)
     config = {"trainer": {"duration": "10 minutes"}, "evaluation": {"interval": "1 minutes"}}
     images = time_budget.images_per_second(parts, config) * 600
-    assert images / 64 * 0.01 == pytest.approx(0.95 * 600 - 11 * 6.0, abs=0.5)
+    assert images / 64 * 0.01 == pytest.approx(0.95 * 600 - 10 * 6.0, abs=0.5)
 
 
 def test_a_time_too_short_for_an_evaluation_and_ten_steps_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +115,24 @@ def test_a_run_on_a_slower_machine_stops_when_the_time_is_over_and_can_be_resume
     assert again.status == "stopped"
     assert again.summary["images"] > stopped.summary["images"]
     assert again.summary["duration"] == 80_000
+
+
+def test_a_run_whose_time_is_over_is_evaluated_and_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(training, "images_per_second", lambda *_, **__: 160_000.0)
+    evaluation = ["evaluation=shapes", "evaluation.num_images=50", "evaluation.interval=1000 steps"]
+    arguments = [each for each in RUN if "interval" not in each and not each.startswith("evaluation")]
+    with caplog.at_level("INFO"):
+        run = genimg.train([*arguments, *evaluation, "trainer.duration=0.5 seconds", f"run_dir={tmp_path / 'run'}"])
+    assert run.status == "stopped"
+    images = run.summary["images"]
+    assert 0 < images < run.summary["duration"]
+    assert run.best is not None
+    state = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)["training"]
+    assert state["evaluated_at"] == state["images"] == images
+    assert (tmp_path / "run/checkpoints/best.pt").is_file()
+    assert any(record.getMessage().startswith("ended: ") for record in caplog.records)
 
 
 def test_other_durations_may_be_times_only_if_that_of_the_training_is_one(tmp_path: Path) -> None:
