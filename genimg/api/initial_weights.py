@@ -12,9 +12,9 @@ from torch import Tensor
 from genimg.api.checkpoints import TrainedCheckpoint
 from genimg.config.instantiate import present_name
 from genimg.errors import ConfigError
-from genimg.evaluation.extractors.base import sha256_of
 from genimg.methods.base import Method
 from genimg.methods.consistency import ConsistencyModel
+from genimg.utils.files import sha256_of
 
 log = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ import torch
 
 from genimg.api.checkpoints import TrainedCheckpoint
 from genimg.errors import ConfigError, UserError
-from genimg.evaluation.extractors.base import sha256_of
 from genimg.inference.labels import find_label
 from genimg.methods.base import Method
 from genimg.methods.capabilities import Generates, TakesConditions
 from genimg.methods.options import OtherModel
 from genimg.methods.sampling_options import Lookup
+from genimg.utils.files import sha256_of
 
 
 def lookup_for(checkpoint: TrainedCheckpoint, method: Method, device: torch.device, allow: Sequence[str]) -> Lookup:

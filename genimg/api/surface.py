@@ -23,7 +23,6 @@ from genimg.api.inputs import Side, title
 from genimg.api.lookup import lookup_for
 from genimg.errors import CheckpointError, ConfigError, DataError, UserError
 from genimg.evaluation.evaluator import Evaluator
-from genimg.evaluation.extractors.base import sha256_of
 from genimg.evaluation.image_sets import DatasetImages
 from genimg.evaluation.timed_images import TimedImages
 from genimg.methods.base import Method
@@ -34,7 +33,7 @@ from genimg.reporting.surface import FILE, Point, Surface, as_csv, described, di
 from genimg.reporting.surface_chart import write_picture
 from genimg.training.device import describe_hardware
 from genimg.utils.distributed import broadcast_object, rank
-from genimg.utils.files import alone_in, atomically, check_writable, write_json
+from genimg.utils.files import alone_in, atomically, check_writable, sha256_of, write_json
 from genimg.utils.outputs import require_own_file, stamp_of
 from genimg.utils.paths import relative, run_directory_of
 from genimg.utils.progress import Progress

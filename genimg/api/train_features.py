@@ -19,10 +19,9 @@ from genimg.config import instantiate
 from genimg.config.schema.commands import Features
 from genimg.data.subsets import subset_of
 from genimg.errors import ConfigError, DataError
-from genimg.evaluation.extractors.base import sha256_of
 from genimg.training.classifier import LabelledImages, train_classifier
 from genimg.training.device import choose_device, choose_precision
-from genimg.utils.files import atomically
+from genimg.utils.files import atomically, sha256_of
 from genimg.utils.paths import relative
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genimg.errors import UserError
-from genimg.evaluation.extractors.base import sha256_of
 from genimg.losses.lpips import LPIPSNetwork
+from genimg.utils.files import sha256_of
 from genimg.utils.machine_local import LocalPath
 
 _MAX_DECIBELS = 100.0  # for equal images, whose ratio would be infinite

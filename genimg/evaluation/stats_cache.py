@@ -16,11 +16,11 @@ import torch
 from genimg.data.archives import FIRST, image_like
 from genimg.data.numpy_archive import Header, NumpyArchive
 from genimg.errors import DataError
-from genimg.evaluation.extractors.base import Extractor, sha256_of
+from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.feature_stats import FeatureStats
 from genimg.evaluation.gaussian import GaussianStatistics
 from genimg.utils.environment import versions
-from genimg.utils.files import atomically
+from genimg.utils.files import atomically, sha256_of
 from genimg.utils.verified_torch import load_verified
 
 log = logging.getLogger(__name__)

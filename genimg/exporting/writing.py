@@ -10,7 +10,6 @@ import torch
 
 import genimg
 from genimg.data.facts import DataFacts
-from genimg.evaluation.extractors.base import sha256_of
 from genimg.exporting.checks import largest_difference, trials
 from genimg.exporting.formats import (
     FORMATS,
@@ -28,7 +27,7 @@ from genimg.exporting.rebuilding import rebuilt, recipe
 from genimg.methods.export_spec import Port
 from genimg.training.ema import RAW
 from genimg.utils.environment import git_commit
-from genimg.utils.files import atomically
+from genimg.utils.files import atomically, sha256_of
 
 Record = dict[str, Any]  # values are primitives
 

@@ -158,7 +158,7 @@ class EfficientNetLiteLoss(PerceptualLoss):
         self.network = packaged_efficientnet_lite0()
 
     def _distance(self, output: Tensor, target: Tensor) -> Tensor:
-        x, y = (self.network.outputs(_rgb_pixels(side), self.compared[-1]) for side in (output, target))
+        x, y = (self.network.stage_outputs(_rgb_pixels(side), self.compared[-1]) for side in (output, target))
         total = output.new_zeros(())
         for stage, pair in enumerate(zip(x, y, strict=True), start=1):
             if stage in self.compared:

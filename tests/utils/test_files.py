@@ -11,7 +11,15 @@ import pytest
 from errors import raises
 
 from genimg.errors import ConfigError
-from genimg.utils.files import atomically, directory_atomically, is_temporary, naming_full_disk, new_directory, remove_leftovers
+from genimg.utils.files import (
+    atomically,
+    directory_atomically,
+    is_temporary,
+    naming_full_disk,
+    new_directory,
+    remove_leftovers,
+    sha256_of,
+)
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -188,3 +196,8 @@ def test_a_full_disk_is_told_of_what_was_to_be_written(tmp_path: Path, error: Ex
     assert not list(tmp_path.iterdir())
     with raises(RuntimeError, word="bug"), writing(tmp_path / "made"):
         raise RuntimeError("a bug")
+
+
+def test_sha256_is_that_of_the_files_bytes(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")  # the example of FIPS 180-2
+    assert sha256_of(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

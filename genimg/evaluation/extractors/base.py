@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from abc import ABC, abstractmethod
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from genimg.errors import ConfigError, DataError, NeedsDownloadError
 from genimg.utils.downloads import reason_of
+from genimg.utils.files import sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -223,11 +223,6 @@ def existing(path: str, key: str) -> Path:
     if not found.is_file():
         raise DataError(f"{key}={path} is not a file")
     return found
-
-
-def sha256_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def refuse_published_name(name: str, given: str) -> None:

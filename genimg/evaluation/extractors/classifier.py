@@ -18,8 +18,8 @@ from genimg.evaluation.extractors.base import (
     in_one_line,
     prepare,
     refuse_published_name,
-    sha256_of,
 )
+from genimg.utils.files import sha256_of
 from genimg.utils.machine_local import MachineLocal
 
 FORMAT = 2

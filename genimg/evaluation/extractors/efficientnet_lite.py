@@ -15,7 +15,6 @@ from genimg.evaluation.extractors.base import (
     check_sha256,
     existing,
     in_one_line,
-    sha256_of,
     three_channels,
 )
 from genimg.evaluation.extractors.resizing import pillow_bicubic
@@ -25,8 +24,10 @@ from genimg.losses.efficientnet_lite import (
     SHA256,
     efficientnet_lite0,
     packaged_weights,
+    require_undamaged,
     standardised,
 )
+from genimg.utils.files import sha256_of
 from genimg.utils.machine_local import FoundPath, PublishedDigest
 
 _SIZE = 224  # pixels, as in training
@@ -48,6 +49,8 @@ class EfficientNetLite(Extractor):
     def __init__(self, *, weights: FoundPath | None, sha256: PublishedDigest | None) -> None:
         path = _packaged() if weights is None else existing(weights, "weights")
         found = sha256_of(path)
+        if weights is None and sha256 == "published":
+            require_undamaged(path, found)
         check_sha256(path, found, SHA256 if sha256 == "published" else sha256)
         try:
             network = efficientnet_lite0(torch.load(path, map_location="cpu", weights_only=True))
@@ -57,7 +60,7 @@ class EfficientNetLite(Extractor):
             ) from error
         super().__init__(
             name="efficientnet_lite0" if found == SHA256 else "efficientnet_lite0_unknown",
-            network=network.to(memory_format=torch.channels_last),  # twice as fast on a CPU
+            network=network,
             weights_sha256=found,
             resize=f"pil_bicubic_{_SIZE}",
             channels=GREY_IS_REPLICATED,

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 
 from genimg.errors import DataError
-from genimg.evaluation.extractors.base import check_sha256, existing, in_one_line, sha256_of
+from genimg.evaluation.extractors.base import check_sha256, existing, in_one_line
 from genimg.evaluation.extractors.custom import CustomExtractor
+from genimg.utils.files import sha256_of
 from genimg.utils.machine_local import LocalPath
 
 

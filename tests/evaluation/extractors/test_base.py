@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from genimg.errors import DataError
-from genimg.evaluation.extractors.base import Extractor, Weights, describe_preparation, prepare, sha256_of, three_channels
+from genimg.evaluation.extractors.base import Extractor, Weights, describe_preparation, prepare, three_channels
 from genimg.utils.paths import config_dir
 
 
@@ -160,11 +160,6 @@ def cache(tmp_path, monkeypatch):
 
 def digest_of(content):
     return hashlib.sha256(content).hexdigest()
-
-
-def test_sha256_is_that_of_the_files_bytes(tmp_path):
-    (tmp_path / "file").write_bytes(b"abc")  # the example of FIPS 180-2
-    assert sha256_of(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def test_a_given_path_comes_before_the_environment_and_that_before_hubs_cache(tmp_path, cache, monkeypatch):

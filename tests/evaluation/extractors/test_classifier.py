@@ -6,8 +6,9 @@ from errors import raises
 from torch import nn
 
 from genimg.errors import DataError
-from genimg.evaluation.extractors.base import prepare, sha256_of
+from genimg.evaluation.extractors.base import prepare
 from genimg.evaluation.extractors.classifier import FORMAT, Classifier, SmallClassifier, shipped_weights
+from genimg.utils.files import sha256_of
 
 
 def random_images(num_images, channels, size=28, seed=0):

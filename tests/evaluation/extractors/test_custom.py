@@ -8,9 +8,10 @@ from errors import raises
 from torch import nn
 
 from genimg.errors import ConfigError, DataError
-from genimg.evaluation.extractors.base import prepare, sha256_of
+from genimg.evaluation.extractors.base import prepare
 from genimg.evaluation.extractors.custom import Module
 from genimg.evaluation.extractors.program import Program
+from genimg.utils.files import sha256_of
 
 
 def random_images(num_images, channels, size=28, seed=0):

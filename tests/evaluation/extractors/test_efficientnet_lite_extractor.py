@@ -8,9 +8,10 @@ from errors import raises
 from PIL import Image
 
 from genimg.errors import DataError
-from genimg.evaluation.extractors.base import MissingWeightsError, sha256_of
+from genimg.evaluation.extractors.base import MissingWeightsError
 from genimg.evaluation.extractors.efficientnet_lite import EfficientNetLite
 from genimg.losses import efficientnet_lite
+from genimg.utils.files import sha256_of
 
 
 def random_images(num_images, channels, height=28, width=28):

@@ -12,8 +12,8 @@ from torchvision.transforms.functional import to_pil_image
 
 from genimg.errors import ConfigError, DataError
 from genimg.evaluation.extractors import foundation
-from genimg.evaluation.extractors.base import sha256_of
 from genimg.evaluation.extractors.foundation import CLIP, DINOV2_SHA256, DINOv2
+from genimg.utils.files import sha256_of
 
 # CLIP is published as TorchScript, which PyTorch is about to leave.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")

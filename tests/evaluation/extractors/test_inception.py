@@ -13,8 +13,8 @@ from torch import nn
 
 from genimg.errors import DataError
 from genimg.evaluation.extractors import inception
-from genimg.evaluation.extractors.base import sha256_of
 from genimg.evaluation.extractors.inception import INCEPTION_FILE, INCEPTION_SHA256, Inception
+from genimg.utils.files import sha256_of
 from genimg.utils.paths import config_dir
 
 
