@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from genimg.api.data import build_dataset, build_loader, build_task
+from genimg.api.default_evaluation import replacement_evaluation
 from genimg.api.method import build_method
-from genimg.api.usual import replacement_evaluation
 from genimg.config.compatibility import (
     check_pairing,
     check_top_level,

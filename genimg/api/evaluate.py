@@ -13,12 +13,12 @@ from torch import Tensor
 
 from genimg.api.compare import compare_results
 from genimg.api.copies import named_held_out, show_neighbors
+from genimg.api.default_evaluation import default_photo_evaluation, evaluation_by_extractor
 from genimg.api.evaluate_checkpoint import LoadedCheckpoint, evaluate_checkpoint
 from genimg.api.evaluate_features import compare, evaluation_of, evaluator_for
 from genimg.api.evaluate_request import Request
 from genimg.api.inputs import Side, compose_evaluation, title
 from genimg.api.results import report, with_intervals
-from genimg.api.usual import evaluation_at_hand
 from genimg.config.compose import Composition, compose
 from genimg.config.instantiate import ALLOWED, Builder
 from genimg.data.datasets.builtin import ImageDataset
@@ -27,7 +27,7 @@ from genimg.errors import ConfigError, DataError
 from genimg.evaluation.image_sets import ImageSet, Subset
 from genimg.evaluation.result import Evaluation
 from genimg.training.device import choose_device
-from genimg.utils.distributed import first_of_each_host, processes_of_torchrun, rank
+from genimg.utils.distributed import broadcast_object, first_of_each_host, processes_of_torchrun, raise_on_any_rank, rank
 from genimg.utils.images import to_uint8
 from genimg.utils.mappings import merged
 from genimg.utils.words import quoted
@@ -148,7 +148,7 @@ def _of_images(request: Request, builder: Builder, device: torch.device) -> Eval
         raise DataError(f"images={name} holds {len(made)} image: a covariance needs 2 or more")
     if options.num_images is not None:
         made = Subset(made, options.num_images)
-    evaluation = {**evaluation_of(options, _evaluation(request, real), real), "num_images": len(made)}
+    evaluation = {**evaluation_of(options, _evaluation(request, real, builder), real), "num_images": len(made)}
     held_out = None if options.held_out is None else named_held_out(options.held_out, reader)
     evaluator = evaluator_for(options, evaluation, builder, real, held_out)
     if real.source is not None and real.source.shape[1:] != fake.source.shape[1:]:
@@ -171,7 +171,7 @@ def _save_statistics(request: Request, builder: Builder, device: torch.device) -
     assert options.save_statistics is not None
     with first_of_each_host():
         real = _real(request, builder, device)
-    evaluator = evaluator_for(options, evaluation_of(options, _evaluation(request, real), real), builder, real)
+    evaluator = evaluator_for(options, evaluation_of(options, _evaluation(request, real, builder), real), builder, real)
     if real.images is None or real.source is None:
         raise ConfigError(f"real={title(request.real)} already holds statistics: give images to compute statistics from")
     statistics = evaluator.statistics(real.images, device)
@@ -187,15 +187,26 @@ def _real(request: Request, builder: Builder, device: torch.device) -> Side:
     return request.reader(builder, device).read("real", request.real)
 
 
-def _evaluation(request: Request, real: Side) -> Mapping[str, Any]:
+def _evaluation(request: Request, real: Side, builder: Builder) -> Mapping[str, Any]:
     """Return the given evaluation; single keys change the dataset's own evaluation, or else the default one."""
     given = request.evaluation or {}
     if "_target_" in given:
         return given
-    usual = real.evaluation
-    if usual is None:
-        usual = compose_evaluation("evaluation=inception")["evaluation"]
-        if "extractor" not in given and request.options.inception_weights is None:
-            usual = evaluation_at_hand(usual) or usual
+    with raise_on_any_rank():  # the default depends on files that other hosts may not have
+        changed = _default_evaluation(request, real, builder) if rank() == 0 else None
+    evaluation: Mapping[str, Any] = broadcast_object(changed)
+    return evaluation
+
+
+def _default_evaluation(request: Request, real: Side, builder: Builder) -> Mapping[str, Any]:
+    """Return the dataset's own evaluation, that of saved statistics, or else the default one, with the given keys changed."""
+    given = request.evaluation or {}
+    chooses_inception = "extractor" in given or request.options.inception_weights is not None
+    option = "inception"
+    if real.statistics is not None and not chooses_inception:
+        option = evaluation_by_extractor(real.statistics.extractor)
+    usual = real.evaluation or compose_evaluation(f"evaluation={option}")["evaluation"]
     changed: dict[str, Any] = merged(usual, given)
+    if real.statistics is None and not chooses_inception:
+        return default_photo_evaluation(changed, builder) or changed
     return changed

@@ -10,7 +10,7 @@ import torch
 
 from genimg.api.copies import with_memorisation
 from genimg.api.inputs import Side
-from genimg.config.evaluation import build_evaluator
+from genimg.config.evaluation import build_evaluator, is_inception
 from genimg.config.instantiate import Builder
 from genimg.config.schema.commands import Eval
 from genimg.errors import ConfigError
@@ -38,17 +38,12 @@ def with_inception_weights(evaluation: Mapping[str, Any], weights: str) -> dict[
     """Return an evaluation with a different path to the Inception weights."""
     additional = {name: with_inception_weights(node, weights) for name, node in (evaluation.get("additional") or {}).items()}
     changed = {**evaluation, **({"additional": additional} if additional else {})}
-    return {**changed, "extractor": {**evaluation["extractor"], "weights": weights}} if _is_inception(evaluation) else changed
+    return {**changed, "extractor": {**evaluation["extractor"], "weights": weights}} if is_inception(evaluation) else changed
 
 
 def uses_inception(evaluation: Mapping[str, Any]) -> bool:
     """Return whether an extractor of an evaluation is Inception."""
-    return any(map(_is_inception, (evaluation, *(evaluation.get("additional") or {}).values())))
-
-
-def _is_inception(node: Mapping[str, Any]) -> bool:
-    """Return whether the extractor of this node is Inception."""
-    return str((node.get("extractor") or {}).get("_target_", "")).endswith(".Inception")
+    return any(map(is_inception, (evaluation, *(evaluation.get("additional") or {}).values())))
 
 
 def evaluation_of(options: Eval, chosen: Mapping[str, Any], real: Side) -> dict[str, Any]:

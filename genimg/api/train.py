@@ -21,6 +21,7 @@ from torch import Tensor
 import genimg
 from genimg.api.assemble import Assembly, assemble, describe_parts
 from genimg.api.debugging import shortened
+from genimg.api.default_evaluation import with_evaluation
 from genimg.api.dry_run import rehearse
 from genimg.api.initial_weights import InitialWeights, warn_without_initial_weights
 from genimg.api.run import DivergedError, Run, Training
@@ -28,13 +29,11 @@ from genimg.api.thread_trial import choose_threads
 from genimg.api.time_budget import PROVISIONAL_RATE, images_per_second, silent
 from genimg.api.trained_networks import with_trained_networks
 from genimg.api.usual import (
-    chooses_extractor,
     refuse_concatenated_labels,
     refuse_repeated_options,
     warn_of_conditioning_without_effect,
     warn_of_missing_penalties,
     warn_of_short_training,
-    with_default_evaluation,
 )
 from genimg.config import resume
 from genimg.config.compose import Composition, Config, compose, require_all_values, thaw
@@ -295,19 +294,11 @@ def _built(
         warn_of_missing_penalties(composition)
     if config["print_config"] and rank() == 0:
         print(OmegaConf.to_yaml(OmegaConf.create(thaw(config))))
-    was_measured_with_it = saved is not None and resume.same_measure(saved.state["config"]["evaluation"], config["evaluation"])
-    # The evaluation of a named checkpoint was chosen when that run was started.
-    named_checkpoint = resume.names_a_checkpoint(composed)
-    replaceable = not (was_measured_with_it or named_checkpoint or chooses_extractor(composition))
-    if replaceable:
-        before = None if saved is None else saved.state["config"]["evaluation"]
-        by_recipe = composition.choices.get("experiment") is not None
-        config, replaceable = with_default_evaluation(config, before, by_recipe=by_recipe)
     build = partial(
         assemble,
         device_name=device_name if world_size() > 1 else config["device"],
         named=start.named,
-        may_replace_evaluation=replaceable,
+        may_replace_evaluation=start.may_replace_evaluation,
         dataset=None if dataset is None else _own_dataset(dataset, config),
         weights=None if saved is None else saved.state["method"],
         trained={} if found is None or saved is not None else found[1],
@@ -344,7 +335,7 @@ def _built(
 def _found_start(composition: Composition, run_dir: Path) -> tuple[resume.Start, Mapping[str, Tensor]]:
     """Return how a run starts, and the weights of networks that other runs have trained."""
     composition, trained = with_trained_networks(composition)
-    return resume.find_start(composition, run_dir), trained
+    return with_evaluation(resume.find_start(composition, run_dir), composition), trained
 
 
 def _require_work(saved: resume.Saved, parts: TrainingComponents, config: Config, run_dir: Path) -> None:

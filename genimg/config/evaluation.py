@@ -14,7 +14,13 @@ from genimg.training.evaluation_schedule import EvaluationSchedule, ScheduledEva
 from genimg.training.expected import ExpectedPoint
 from genimg.utils.type_hints import as_written
 
-_SCHEDULE = tuple(field.name for field in dataclasses.fields(EvaluationSchedule))
+OF_SCHEDULE = tuple(field.name for field in dataclasses.fields(EvaluationSchedule))
+"""Keys of the group that belong to the schedule."""
+
+
+def is_inception(node: Mapping[str, Any]) -> bool:
+    """Return whether the extractor of an evaluation is Inception."""
+    return str((node.get("extractor") or {}).get("_target_")).endswith(".Inception")
 
 
 def build_evaluator(node: Mapping[str, Any], builder: Builder) -> ModelEvaluator | None:
@@ -23,7 +29,7 @@ def build_evaluator(node: Mapping[str, Any], builder: Builder) -> ModelEvaluator
     Raises:
         ConfigError: If a setting is invalid.
     """
-    own = {key: value for key, value in node.items() if key not in _SCHEDULE}
+    own = {key: value for key, value in node.items() if key not in OF_SCHEDULE}
     evaluator: ModelEvaluator | None = builder.build_group({"evaluation": own}, "evaluation")
     return evaluator
 
@@ -60,7 +66,7 @@ def build_scheduled_evaluator(
     """
     if "_target_" not in node:
         return None
-    schedule = builder.settings(EvaluationSchedule, {key: node[key] for key in _SCHEDULE if key in node}, "evaluation")
+    schedule = builder.settings(EvaluationSchedule, {key: node[key] for key in OF_SCHEDULE if key in node}, "evaluation")
     evaluator = build_evaluator(node, builder)
     assert evaluator is not None
     with mounted("evaluation", EvaluationSchedule), mounted("evaluation", evaluator):

@@ -80,11 +80,13 @@ class Start:
         config: Config to train with.
         saved: Checkpoint to continue from, if any.
         named: See ``Builder.named``.
+        may_replace_evaluation: See ``assemble``.
     """
 
     config: Config
     saved: Saved | None = None
     named: instantiate.Named | None = None
+    may_replace_evaluation: bool = False
 
     @property
     def decided(self) -> Decisions | None:
