@@ -150,18 +150,18 @@ def packaged_efficientnet_lite0() -> EfficientNetLite0:
     path = packaged_weights()
     if path is None:
         raise DataError(MISSING, INSTALL)
-    require_undamaged(path, sha256_of(path))
+    require_undamaged(sha256_of(path))
     return efficientnet_lite0(torch.load(path, map_location="cpu", weights_only=True))
 
 
-def require_undamaged(path: Path, found: str) -> None:
+def require_undamaged(found: str) -> None:
     """Check the digest ``found`` of the package's file.
 
     Raises:
         DataError: If it is not the published one.
     """
     if found != SHA256:
-        raise DataError(f"the file {path} is damaged: its digest is {found} instead of {SHA256}", REINSTALL)
+        raise DataError(f"the file of the package {PACKAGE} is damaged: its digest is {found} instead of {SHA256}", REINSTALL)
 
 
 def efficientnet_lite0(state: Mapping[str, Tensor]) -> EfficientNetLite0:

@@ -50,7 +50,7 @@ class EfficientNetLite(Extractor):
         path = _packaged() if weights is None else existing(weights, "weights")
         found = sha256_of(path)
         if weights is None and sha256 == "published":
-            require_undamaged(path, found)
+            require_undamaged(found)
         check_sha256(path, found, SHA256 if sha256 == "published" else sha256)
         try:
             network = efficientnet_lite0(torch.load(path, map_location="cpu", weights_only=True))
