@@ -27,7 +27,7 @@ PROVISIONAL_RATE = 1000.0
 _MEASURED = 0.05  # share of the time for measuring steps
 _SHORT = 0.05  # share of the time below which an evaluation is measured as a whole
 _VERY_SHORT = 0.03  # share below which it is measured again, because the first one also computes statistics of the real images
-_MARGIN = 0.05  # share of the time for pictures, checkpoints and the error of the measurement
+_MARGIN = 0.08  # share of the time for pictures, checkpoints and the error of the short measurement
 
 
 @contextlib.contextmanager
