@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from genimg.api.estimates import decode_sample
-from genimg.api.time_budget import silent
 from genimg.training.autotune import without_trace
 from genimg.training.components import TrainingComponents
 from genimg.training.logger import SilentLogger
@@ -33,12 +32,10 @@ class Choice:
 
     Attributes:
         threads: The number; None where it is not chosen.
-        step: Mean seconds of a step with this number; None if they were not measured.
         spent: Seconds that the trial has taken.
     """
 
     threads: Threads | None
-    step: float | None = None
     spent: float = 0.0
 
 
@@ -60,7 +57,8 @@ def choose_threads(parts: TrainingComponents, config: Mapping[str, Any], recorde
         return Choice(Threads(wanted, most, reason="performance.threads"))
     if parts.device.type != "cpu":
         return Choice(None)
-    if most == 1 or world_size() > 1 or os.environ.get("OMP_NUM_THREADS"):
+    compiles = parts.performance.compile not in (False, "auto")  # again for each number of threads
+    if most == 1 or world_size() > 1 or compiles or os.environ.get("OMP_NUM_THREADS"):
         return Choice(Threads(most, most))
     if recorded is not None:
         number = max(1, min(recorded, most))
@@ -76,13 +74,11 @@ def _measured(parts: TrainingComponents, config: Mapping[str, Any], most: int) -
     started = time.monotonic()
     budget = to_seconds(config["trainer"]["duration"])
     steps = parts.settings.duration / parts.settings.batch_size
-    means: dict[int, float] = {}
 
     def pays(best: float) -> bool:
-        return _SHARE * (steps * best if budget is None else float(budget)) >= _SECONDS
+        return _SHARE * (steps * best if budget is None else float(budget)) >= max(_SECONDS, _FEWEST_STEPS * best)
 
-    with silent():
-        sample, _ = decode_sample(parts)
+    sample, _ = decode_sample(parts)
     with without_trace(parts) as tried:
         trainer = tried.trainer(folder=Path(), make_logger=lambda *_: SilentLogger(), describe={}, data=sample)
         stream = trainer.steps()
@@ -100,7 +96,6 @@ def _measured(parts: TrainingComponents, config: Mapping[str, Any], most: int) -
                 times = [step()]
                 while sum(times) < _SECONDS and (len(times) < _FEWEST_STEPS or pays(statistics.median(times))):
                     times.append(step())
-            means[number] = statistics.mean(times)
             return statistics.median(times)
 
         times = fastest(seconds_of, most, pays)
@@ -111,4 +106,4 @@ def _measured(parts: TrainingComponents, config: Mapping[str, Any], most: int) -
     chosen = min(times, key=lambda number: times[number])
     torch.set_num_threads(chosen)
     reason = described(times, chosen, parts.settings.batch_size)
-    return Choice(Threads(chosen, most, is_fixed=False, reason=reason), means[chosen], spent)
+    return Choice(Threads(chosen, most, is_fixed=False, is_measured=True, reason=reason), spent)

@@ -41,9 +41,7 @@ def silent() -> Iterator[None]:
         logging.disable(before)
 
 
-def images_per_second(
-    parts: TrainingComponents, config: Mapping[str, Any], *, step: float | None = None, spent: float = 0.0
-) -> float:
+def images_per_second(parts: TrainingComponents, config: Mapping[str, Any], *, spent: float = 0.0) -> float:
     """Measure how many images a second of ``trainer.duration`` stands for.
 
     All other durations in time use the same rate. It includes the evaluations. As the run records it, the number of steps is
@@ -52,7 +50,6 @@ def images_per_second(
     Args:
         parts: Components that no run will use, because this trains them.
         config: Their config.
-        step: Mean seconds of a step; None to measure them.
         spent: Seconds that earlier measurements have taken.
 
     Raises:
@@ -61,11 +58,10 @@ def images_per_second(
     started = time.monotonic() - spent
     budget = to_seconds(config["trainer"]["duration"])
     assert budget is not None
+    sample, decoding_rate = decode_sample(parts)
     with silent(), tempfile.TemporaryDirectory() as folder:
-        sample, decoding_rate = decode_sample(parts)
         trainer = parts.trainer(folder=Path(folder), make_logger=lambda *_: SilentLogger(), describe={}, data=sample)
-        if step is None:
-            step = seconds_per_step(trainer, min(_MEASURED * float(budget), 5.0))
+        step = seconds_per_step(trainer, min(_MEASURED * float(budget), 5.0))
         evaluation = broadcast_object(seconds_per_evaluation(parts, trainer, sample))
         if parts.evaluator is not None and evaluation < _SHORT * float(budget):
             evaluation = _whole_evaluation(parts, trainer, float(budget))

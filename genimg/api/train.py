@@ -313,7 +313,7 @@ def _built(
         trial = build(config, decided=decided, images_per_second=PROVISIONAL_RATE)
         config, parts = trial.config, resolve(trial.components, accumulation=searches)
         choice = choose_threads(parts, config, recorded)
-        rate = images_per_second(parts, config, step=choice.step, spent=choice.spent)
+        rate = images_per_second(parts, config, spent=choice.spent)
         decided, searches = parts.decisions, False
         del trial, parts  # their memory is needed
         with silent():  # everything was said before

@@ -242,6 +242,8 @@ def check_facts(saved: Node, facts: Node, *, force: bool) -> None:
                 if key == "hardware.threads" and facts["decisions"]["threads"] is not None and last_threads(saved) is not None:
                     continue  # compared as a decision: the number may change during a run
                 before = _entries(name, then).get(key, "not recorded")
+                if key == "decisions.threads" and now is None:  # a GPU trains now, and the device differs, too
+                    continue
                 if now != before and before is not None:  # None: durations in time were first used for the rest of the run
                     log.warning(
                         "%s is %s, but was %s: the run continues, but not bit for bit",
@@ -252,7 +254,7 @@ def check_facts(saved: Node, facts: Node, *, force: bool) -> None:
 
 
 def last_threads(saved: Node) -> int | None:
-    """Return the number of CPU threads with which a run went on last; None if its checkpoint has none.
+    """Return the last number of CPU threads that a run chose; None if its checkpoint has none.
 
     Raises:
         CheckpointError: If an entry is invalid.

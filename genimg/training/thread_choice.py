@@ -19,7 +19,7 @@ import torch
 log = logging.getLogger(__name__)
 
 GAIN = 1.1
-"""Minimum speedup for which the number changes. A training therefore runs at 1 / 1.1 of the best rate, or faster."""
+"""Minimum speedup for which the number changes."""
 
 FALL = 0.75
 """Rate, relative to the best one with the same number, below which other numbers are tried.
@@ -29,7 +29,7 @@ is far above that, and leaves room for the variations of a quiet machine.
 """
 
 HOPELESS = 3.0
-"""A number of threads is measured no longer after a step that takes so many times as long as with another number."""
+"""A number is no longer measured once a step takes this many times as long as with another number."""
 
 _CLEARLY_WORSE = 0.8  # rate, relative to the best, below which a trial tries no smaller numbers
 _WINDOW = (16, 2.0)  # fewest steps, and shortest time in seconds, of which the median step is a rate
@@ -50,12 +50,14 @@ class Threads:
         number: Number of threads.
         most: Number that PyTorch uses by default, which is the largest one to choose from.
         is_fixed: Whether the number stays the same throughout the training.
+        is_measured: Whether it has just been compared with other numbers.
         reason: What determined the number, for the log; empty if it is PyTorch's default.
     """
 
     number: int
     most: int
     is_fixed: bool = True
+    is_measured: bool = False
     reason: str = ""
 
     def __str__(self) -> str:
@@ -143,21 +145,27 @@ class _Comparison:
 
 
 class ThreadChoice:
-    """Chooses the number of threads of every step from the times of earlier steps, without any trial beside the training.
+    """Chooses the number of threads of every step from the times of earlier steps, without separate trial steps.
 
-    If steps become slower than ``FALL`` allows, or if the number is not the largest and some time has passed, a few steps run
-    with half and with twice the number, in turn with the current one. Another number is kept if it is ``GAIN`` times as fast.
-    Medians ignore steps that do more work than others, such as those with a lazy penalty. Waits between comparisons become
-    longer each time, so they take only a few percent of the time, even if the load changes constantly.
+    If the first number was not measured, if steps become slower than ``FALL`` allows, or if the number is not the largest and
+    some time has passed, a few steps run with half and with twice the number, in turn with the current one. Another number is
+    kept if it is ``GAIN`` times as fast. Medians ignore steps that do more work than others, such as those with a lazy penalty.
+    Waits between comparisons become longer each time, so they take only a few percent of the time, even if the load changes
+    constantly.
 
     Args:
         number: Number of threads of the first step.
         most: Largest number.
         now: Monotonic time in seconds.
+        is_measured: Whether the number has just been compared with others.
+
+    Attributes:
+        chosen: Number of threads of all steps that compare none.
     """
 
-    def __init__(self, number: int, most: int, now: Callable[[], float]) -> None:
-        self.settled = number
+    def __init__(self, number: int, most: int, now: Callable[[], float], *, is_measured: bool = True) -> None:
+        self.chosen = number
+        self._is_measured = is_measured
         self.most = most
         self._now = now
         self._window: list[float] = []
@@ -170,7 +178,7 @@ class ThreadChoice:
     @property
     def number(self) -> int:
         """Number of threads of the next step."""
-        return self.settled if self._comparison is None else self._comparison.remaining[0]
+        return self.chosen if self._comparison is None else self._comparison.remaining[0]
 
     def took(self, seconds: float) -> dict[int, float] | None:
         """Note the seconds that a step took with ``number`` threads.
@@ -190,23 +198,24 @@ class ThreadChoice:
         if since < self._wait_for_loss:
             return None
         has_fallen = median * FALL > self._best and since >= min(self._wait, _LONGEST_WAIT_AFTER_FALL)
-        if has_fallen or (self.settled < self.most and since >= self._wait):
-            others = [each for each in (self.settled // 2, min(2 * self.settled, self.most)) if each not in (0, self.settled)]
-            self._comparison = _Comparison(self.settled, median, [self.settled, *others] * _ROUNDS)
+        if has_fallen or not self._is_measured or (self.chosen < self.most and since >= self._wait):
+            self._is_measured = True
+            others = [each for each in (self.chosen // 2, min(2 * self.chosen, self.most)) if each not in (0, self.chosen)]
+            self._comparison = _Comparison(self.chosen, median, [self.chosen, *others] * _ROUNDS)
         return None
 
     def _decided(self, comparison: _Comparison) -> dict[int, float] | None:
         """End a comparison, and return its times if it has changed the number."""
         medians, self._comparison, now = comparison.medians, None, self._now()
         fastest = min(medians, key=lambda number: medians[number])
-        changes = medians[fastest] * GAIN <= medians[self.settled]
+        changes = medians[fastest] * GAIN <= medians[self.chosen]
         was_calm = now - self._changed_at >= _CALM
         self._wait = _FIRST_WAIT if changes and was_calm else min(2.0 * self._wait, _LONGEST_WAIT)
         self._wait_for_loss = 0.0 if changes else _WAIT_FOR_LOSS * comparison.lost
         self._compared_at = now
         if changes:
-            self.settled, self._changed_at = fastest, now
-        self._best = medians[self.settled]  # the rate to which a later one is compared
+            self.chosen, self._changed_at = fastest, now
+        self._best = medians[self.chosen]  # the rate to which a later one is compared
         return medians if changes else None
 
 
@@ -223,29 +232,39 @@ class ThreadControl:
         self._batch_size = batch_size
         self._threads = threads
         self._now = now
-        self._choice = None if threads is None or threads.is_fixed else ThreadChoice(threads.number, threads.most, now)
+        self._choice: ThreadChoice | None = None
+        if threads is not None and not threads.is_fixed:
+            self._choice = ThreadChoice(threads.number, threads.most, now, is_measured=threads.is_measured)
 
     @contextlib.contextmanager
     def of_step(self, step: int, history: MutableSequence[tuple[int, int]]) -> Iterator[None]:
-        """Run the block, a step of training, with the number of threads to use now.
+        """Run the block, a step of training, with the number of threads to use now; afterwards, the chosen one is set.
 
         Args:
             step: Number of the step.
-            history: List that receives (step, number of threads) wherever the number differs from that of the step before.
+            history: List that receives (step, number of threads) where another number is chosen. Steps that compare numbers are
+                not listed.
         """
         if self._threads is None:
             yield
             return
         choice = self._choice
-        number = self._threads.number if choice is None else choice.number
-        if not history or history[-1][1] != number:
-            history.append((step, number))
-        if torch.get_num_threads() != number:
-            torch.set_num_threads(number)
+        chosen = self._threads.number if choice is None else choice.chosen
+        if not history or history[-1][1] != chosen:
+            history.append((step, chosen))
+        _set_threads(chosen if choice is None else choice.number)
         start = self._now()
         yield
-        if choice is not None and (times := choice.took(self._now() - start)):
-            log.info("threads: %d from now on (%s)", choice.settled, described(times, choice.settled, self._batch_size))
+        if choice is None:
+            return
+        if times := choice.took(self._now() - start):
+            log.info("threads: %d from now on (%s)", choice.chosen, described(times, choice.chosen, self._batch_size))
+        _set_threads(choice.chosen)  # for evaluations and pictures
+
+
+def _set_threads(number: int) -> None:
+    if torch.get_num_threads() != number:
+        torch.set_num_threads(number)
 
 
 @contextlib.contextmanager

@@ -297,20 +297,19 @@ class Trainer:
         """Do everything that happens between steps, in a fixed order, so that a resumed run does the same."""
         settings, images = self.settings, self.state.images
         done = images >= settings.duration
+        is_last = done or self._time_is_over
         if self._due(settings.log_interval) or done:
             self._log(logger, bar)
         timed = time.monotonic() >= self._clocks.show_at and self.sharding is None  # sampling needs all ranks' weights
-        if self._due(settings.preview_interval) or done or images == 0 or timed:
+        if self._due(settings.preview_interval) or is_last or images == 0 or timed:
             self._show(logger)
         self._save_snapshots()
-        ends = self._stopping or self._time_is_over
-        if (self._due(settings.checkpoint_interval) or done or ends) and images != self._last_saved:
+        if (self._due(settings.checkpoint_interval) or is_last or self._stopping) and images != self._last_saved:
             self._save(best=False)
         elif self._time_to_save and images != self._last_saved:
             self._save(best=False, timed=True)
         if self._stopping and not done:
             self._stop()
-        is_last = done or self._time_is_over
         if self.evaluator:
             try:
                 if (self._due(self.evaluator.interval) or is_last) and self.state.evaluated_at != images:
@@ -408,13 +407,15 @@ class Trainer:
         except ValueError:  # stop_if names an unknown metric; save the work so far
             self._save(best=best)
             raise
-        state.worse_evaluations = state.worse_evaluations + 1 if worse else 0
+        if self._due(evaluator.interval) or state.images >= self.settings.duration:  # not because the time is over
+            state.worse_evaluations = state.worse_evaluations + 1 if worse else 0
         log.info("%s", Listing(f"{state.images} images: ", _in_short(result.values), " (best)" if best else ""))
         done = state.images >= self.settings.duration
         if not (done and evaluator.final_num_images is not None):  # otherwise the final evaluation is compared
             self._compare_with_curve(evaluator, result.values, result.provenance)
         self._save(best=best)
-        if evaluator.stop_if is not None and state.worse_evaluations >= evaluator.stop_if.evaluations and not done:
+        is_last = done or self._time_is_over
+        if evaluator.stop_if is not None and state.worse_evaluations >= evaluator.stop_if.evaluations and not is_last:
             self._wait_for_files()
             raise WorseningError
 

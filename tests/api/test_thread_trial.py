@@ -44,7 +44,7 @@ def checkpoint_of(run_dir: Path) -> dict[str, Any]:
 
 def components(threads: int | str = "auto", *, duration: str = "100 steps", device: str = "cpu") -> Any:
     return SimpleNamespace(
-        performance=SimpleNamespace(threads=threads), device=torch.device(device),
+        performance=SimpleNamespace(compile=False, threads=threads), device=torch.device(device),
         settings=SimpleNamespace(duration=16 * int(duration.split()[0]), batch_size=16),
     )  # fmt: skip
 
@@ -107,8 +107,7 @@ def test_a_trial_leaves_no_trace(name: str, tmp_path: Path, clock: Callable[[dic
     config = compose([*arguments, f"run_dir={tmp_path / 'unused'}"])
     parts = assemble(genimg.config.compose.Config(thaw(config.config)), "cpu").components
     choice = choose_threads(parts, {"trainer": {"duration": "1 hours"}}, None)
-    assert choice.threads == Threads(1, 2, is_fixed=False, reason="160 images/s; 2 threads: 80")
-    assert choice.step == pytest.approx(0.1)
+    assert choice.threads == Threads(1, 2, is_fixed=False, is_measured=True, reason="160 images/s; 2 threads: 80")
     torch.set_num_threads(1)
     trainer = parts.trainer(folder=tmp_path / "tried", make_logger=lambda *_: thread_trial.SilentLogger(), describe={})
     trainer.fit()
@@ -142,13 +141,13 @@ def test_the_number_is_recorded_and_a_resumed_run_goes_on_with_the_last_bit_for_
 
         @property
         def number(self) -> int:
-            return self.settled
+            return self.chosen
 
         def took(self, seconds: float) -> dict[int, float] | None:
             self.steps += 1
-            if self.steps != 3 or self.settled == 1:
+            if self.steps != 3 or self.chosen == 1:
                 return None
-            self.settled = 1
+            self.chosen = 1
             return {2: 2.0, 1: 1.0}
 
     monkeypatch.setattr(thread_choice, "ThreadChoice", Forced)

@@ -133,6 +133,7 @@ def test_a_run_whose_time_is_over_is_evaluated_and_reported(
     assert state["evaluated_at"] == state["images"] == images
     assert (tmp_path / "run/checkpoints/best.pt").is_file()
     assert any(record.getMessage().startswith("ended: ") for record in caplog.records)
+    assert (tmp_path / f"run/samples/samples-{images:09d}.png").is_file()
 
 
 def test_other_durations_may_be_times_only_if_that_of_the_training_is_one(tmp_path: Path) -> None:

@@ -27,12 +27,15 @@ class Machine:
         number: Number of threads of the first step.
         times: Seconds of a step by number of threads, at a time in seconds.
         noise: Relative standard deviation of a step's time.
+        is_measured: See ``ThreadChoice``.
     """
 
-    def __init__(self, number: int, times: Callable[[float], dict[int, float]], noise: float = 0.0) -> None:
+    def __init__(
+        self, number: int, times: Callable[[float], dict[int, float]], noise: float = 0.0, *, is_measured: bool = True
+    ) -> None:
         self.now = 0.0
         self.times, self.noise, self.random = times, noise, np.random.default_rng(0)
-        self.choice = ThreadChoice(number, max(times(0.0)), now=lambda: self.now)
+        self.choice = ThreadChoice(number, max(times(0.0)), now=lambda: self.now, is_measured=is_measured)
         self.best = 0.0  # seconds that the steps would have taken with the best number
         self.changes: list[tuple[float, int]] = []
 
@@ -45,7 +48,7 @@ class Machine:
             self.now += seconds
             self.best += min(times.values())
             if self.choice.took(seconds):
-                self.changes.append((self.now, self.choice.settled))
+                self.changes.append((self.now, self.choice.chosen))
         return (self.best - best) / (self.now - start)
 
 
@@ -67,10 +70,10 @@ def test_threads_give_way_to_another_program_and_come_back_when_it_ends(
     machine = Machine(max(alone), lambda now: beside if 300 <= now < 600 else alone, noise)
     assert machine.run(300) == pytest.approx(1, abs=0.02)
     machine.run(310)
-    assert machine.choice.settled == few
+    assert machine.choice.chosen == few
     assert machine.run(600) > 0.95
     machine.run(600 + 130)
-    assert machine.choice.settled == max(alone)
+    assert machine.choice.chosen == max(alone)
     assert machine.run(3600) > 0.98
     assert [number for _, number in machine.changes] == [few, max(alone)]
 
@@ -78,7 +81,14 @@ def test_threads_give_way_to_another_program_and_come_back_when_it_ends(
 def test_a_training_that_starts_beside_another_program_uses_all_cores_when_that_ends() -> None:
     machine = Machine(1, lambda now: BESIDE if now < 20 else ALONE, 0.05)
     machine.run(60)
-    assert machine.choice.settled == 2
+    assert machine.choice.chosen == 2
+
+
+@pytest.mark.parametrize("is_measured", [True, False])
+def test_a_number_that_was_not_measured_is_compared_at_once(is_measured: bool) -> None:
+    machine = Machine(2, lambda now: BESIDE, is_measured=is_measured)
+    machine.run(20)
+    assert machine.choice.chosen == (2 if is_measured else 1)
 
 
 def test_a_machine_on_which_one_thread_is_fastest_loses_little_by_trying_two() -> None:
@@ -164,14 +174,17 @@ def test_control_sets_records_and_logs_every_change(caplog: pytest.LogCaptureFix
     control = ThreadControl(Threads(2, 2, is_fixed=False), 64, lambda: now)
     history: list[tuple[int, int]] = []
     used: list[int] = []
+    between: list[int] = []
     with caplog.at_level(logging.INFO):
         for step in range(5000):
             with control.of_step(step, history):
                 used.append(torch.get_num_threads())
                 now += (ALONE if now < 20 else BESIDE)[used[-1]]
+            between.append(torch.get_num_threads())
     assert used[-1] == 1
-    changes = [step for step in range(1, 5000) if used[step] != used[step - 1]]
-    assert history == [(0, 2), *((step, used[step]) for step in changes)]
+    assert history == [(0, 2), (history[-1][0], 1)]
+    assert set(used[history[-1][0] : history[-1][0] + 200]) == {1}
+    assert between == [2] * (history[-1][0] - 1) + [1] * (5001 - history[-1][0]), "evaluations never use a number on trial"
     assert [record.getMessage() for record in caplog.records] == ["threads: 1 from now on (3,200 images/s; 2 threads: 1,067)"]
 
 
