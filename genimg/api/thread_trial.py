@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import statistics
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from genimg.api.estimates import decode_sample
+from genimg.api.time_budget import silent
 from genimg.training.autotune import without_trace
 from genimg.training.components import TrainingComponents
 from genimg.training.logger import SilentLogger
@@ -21,9 +23,10 @@ from genimg.utils.distributed import world_size
 from genimg.utils.durations import to_seconds
 
 _SECONDS = 1.0  # of a measurement of one number of threads
-_SHARE = 0.02  # of the training's time that a measurement may take
+_SHARE = 0.02  # of the training's time that a measurement of a second may take
+_LARGEST_SHARE = 0.1  # of the training's time that a measurement of a few steps may take
 _FEWEST_STEPS = 5
-_SHORT = 50  # steps; a training with fewer ends before a trial would pay
+_SHORT = 200  # steps; a training with fewer ends before a trial would pay
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ def choose_threads(parts: TrainingComponents, config: Mapping[str, Any], recorde
         number = max(1, min(recorded, most))
         torch.set_num_threads(number)
         return Choice(Threads(number, most, is_fixed=False, reason="as before"))
-    if parts.settings.duration // parts.settings.batch_size < _SHORT:
+    in_time = to_seconds(config["trainer"]["duration"]) is not None  # the number of steps is not known yet
+    if not in_time and parts.settings.duration // parts.settings.batch_size < _SHORT:
         return Choice(Threads(most, most, is_fixed=False))
     return _measured(parts, config, most)
 
@@ -75,10 +79,14 @@ def _measured(parts: TrainingComponents, config: Mapping[str, Any], most: int) -
     budget = to_seconds(config["trainer"]["duration"])
     steps = parts.settings.duration / parts.settings.batch_size
 
-    def pays(best: float) -> bool:
-        return _SHARE * (steps * best if budget is None else float(budget)) >= max(_SECONDS, _FEWEST_STEPS * best)
+    def total(best: float) -> float:
+        return steps * best if budget is None else float(budget)
 
-    sample, _ = decode_sample(parts)
+    def affordable(best: float) -> bool:
+        return _FEWEST_STEPS * best <= _LARGEST_SHARE * total(best)
+
+    with silent(logging.INFO):  # warnings of corrupt images come only once
+        sample, _ = decode_sample(parts)
     with without_trace(parts) as tried:
         trainer = tried.trainer(folder=Path(), make_logger=lambda *_: SilentLogger(), describe={}, data=sample)
         stream = trainer.steps()
@@ -94,11 +102,12 @@ def _measured(parts: TrainingComponents, config: Mapping[str, Any], most: int) -
             times = [step()]
             if times[0] <= HOPELESS * best:
                 times = [step()]
-                while sum(times) < _SECONDS and (len(times) < _FEWEST_STEPS or pays(statistics.median(times))):
+                is_long = _SHARE * total(times[0]) >= _SECONDS
+                while len(times) < _FEWEST_STEPS or (is_long and sum(times) < _SECONDS):
                     times.append(step())
             return statistics.median(times)
 
-        times = fastest(seconds_of, most, pays)
+        times = fastest(seconds_of, most, affordable)
     spent = time.monotonic() - started
     if len(times) == 1:
         torch.set_num_threads(most)

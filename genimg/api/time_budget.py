@@ -31,10 +31,10 @@ _MARGIN = 0.08  # share of the time for pictures, checkpoints and the error of t
 
 
 @contextlib.contextmanager
-def silent() -> Iterator[None]:
-    """Log nothing but errors within the block, for what the run itself will say once more."""
+def silent(level: int = logging.WARNING) -> Iterator[None]:
+    """Log nothing up to a level within the block, because the run logs the same again."""
     before = logging.root.manager.disable
-    logging.disable(max(before, logging.WARNING))
+    logging.disable(max(before, level))
     try:
         yield
     finally:
@@ -58,7 +58,8 @@ def images_per_second(parts: TrainingComponents, config: Mapping[str, Any], *, s
     started = time.monotonic() - spent
     budget = to_seconds(config["trainer"]["duration"])
     assert budget is not None
-    sample, decoding_rate = decode_sample(parts)
+    with silent(logging.INFO):  # warnings of corrupt images come only once
+        sample, decoding_rate = decode_sample(parts)
     with silent(), tempfile.TemporaryDirectory() as folder:
         trainer = parts.trainer(folder=Path(folder), make_logger=lambda *_: SilentLogger(), describe={}, data=sample)
         step = seconds_per_step(trainer, min(_MEASURED * float(budget), 5.0))

@@ -66,7 +66,7 @@ class Threads:
         return f"{self.number}{of} thread{plural}" + (f" ({self.reason})" if self.reason else "")
 
 
-def fastest(seconds_of: Callable[[int, float], float], most: int, pays: Callable[[float], bool]) -> dict[int, float]:
+def fastest(seconds_of: Callable[[int, float], float], most: int, affordable: Callable[[float], bool]) -> dict[int, float]:
     """Measure the time of a step with half of ``most`` threads, with all, and with fewer as long as these may be faster.
 
     Half comes first: it shows how slow the others may be before they are given up, even if something else keeps a core busy.
@@ -75,17 +75,17 @@ def fastest(seconds_of: Callable[[int, float], float], most: int, pays: Callable
         seconds_of: Function that returns the seconds of a step with a number of threads. Its second argument is the best time
             so far: a number that takes ``HOPELESS`` times as long need not be measured precisely.
         most: Largest number of threads, at least 2.
-        pays: Function that returns whether to measure another number, from the best time so far.
+        affordable: Function that returns whether to measure another number, from the best time so far.
 
     Returns:
         Seconds of a step by number of threads, in order of measurement. A single entry decides nothing.
     """
     number = most // 2
     times = {number: seconds_of(number, math.inf)}
-    if not pays(times[number]):
+    if not affordable(times[number]):
         return times
     times[most] = seconds_of(most, times[number])
-    while number > 1 and times[number] * _CLEARLY_WORSE <= min(times.values()) and pays(min(times.values())):
+    while number > 1 and times[number] * _CLEARLY_WORSE <= min(times.values()) and affordable(min(times.values())):
         number //= 2
         times[number] = seconds_of(number, min(times.values()))
     return times

@@ -298,7 +298,7 @@ class Trainer:
         settings, images = self.settings, self.state.images
         done = images >= settings.duration
         is_last = done or self._time_is_over
-        if self._due(settings.log_interval) or done:
+        if self._due(settings.log_interval) or is_last:
             self._log(logger, bar)
         timed = time.monotonic() >= self._clocks.show_at and self.sharding is None  # sampling needs all ranks' weights
         if self._due(settings.preview_interval) or is_last or images == 0 or timed:

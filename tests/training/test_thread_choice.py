@@ -140,18 +140,18 @@ def test_a_number_that_a_busy_core_makes_a_hundred_times_as_slow_is_tried_rarely
 def test_a_trial_measures_no_more_numbers_than_needed() -> None:
     measured: list[tuple[int, float]] = []
 
-    def trial(times: dict[int, float], most: int, pays: bool = True) -> dict[int, float]:
+    def trial(times: dict[int, float], most: int, affordable: bool = True) -> dict[int, float]:
         def seconds_of(number: int, best: float) -> float:
             measured.append((number, best))
             return times[number]
 
-        return fastest(seconds_of, most, lambda best: pays)
+        return fastest(seconds_of, most, lambda best: affordable)
 
     assert trial(EIGHT, 8) == {4: 0.012, 8: 0.010, 2: 0.020}  # 4: 0.83 of the rate
     assert measured == [(4, math.inf), (8, 0.012), (2, 0.010)]
     assert trial(EIGHT_BESIDE, 8) == {4: 0.013, 8: 0.080, 2: 0.022}
     assert trial(ALONE, 2) == {1: 0.018, 2: 0.010}
-    assert trial(ALONE, 2, pays=False) == {1: 0.018}
+    assert trial(ALONE, 2, affordable=False) == {1: 0.018}
 
 
 def test_the_number_is_described_with_the_rates() -> None:
