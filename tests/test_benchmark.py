@@ -25,7 +25,7 @@ from sampling import sampled
 from torch import Tensor, nn
 
 from genimg.api.assemble import assemble
-from genimg.api.thread_trial import Choice
+from genimg.api.thread_trial import TrialResult
 from genimg.config.compose import Config
 from genimg.losses.adversarial import AdversarialLoss, negated_generator_loss, wasserstein_discriminator_loss
 from genimg.losses.penalties import R1, GradientPenalty
@@ -196,7 +196,7 @@ def test_beside_a_busy_process_each_side_has_its_number_of_threads(
     process: list[int] = []
     busy_process = tiny_benchmark.busy_process
     monkeypatch.setattr(tiny_benchmark, "busy_process", busy)
-    monkeypatch.setattr(tiny_benchmark, "choose_threads", lambda *_: Choice(Threads(1, 2, is_fixed=False)))
+    monkeypatch.setattr(tiny_benchmark, "choose_threads", lambda *_: TrialResult(Threads(1, 2, is_fixed=False)))
     monkeypatch.setattr(tiny_benchmark.PlainLoop, "train_on", train_on)
     with same_threads_afterwards():
         torch.set_num_threads(2)

@@ -30,8 +30,8 @@ _SHORT = 200  # steps; a training with fewer ends before a trial would pay
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A number of threads.
+class TrialResult:
+    """The number of threads to begin with.
 
     Attributes:
         threads: The number; None where it is not chosen.
@@ -42,7 +42,7 @@ class Choice:
     spent: float = 0.0
 
 
-def choose_threads(parts: TrainingComponents, config: Mapping[str, Any], recorded: int | None) -> Choice:
+def choose_threads(parts: TrainingComponents, config: Mapping[str, Any], recorded: int | None) -> TrialResult:
     """Set PyTorch's number of CPU threads for a training.
 
     A number in ``performance.threads`` is used as it is. With ``auto``, a training on a CPU uses $OMP_NUM_THREADS if that is
@@ -52,35 +52,40 @@ def choose_threads(parts: TrainingComponents, config: Mapping[str, Any], recorde
     Args:
         parts: Components, not yet trained.
         config: Their config.
-        recorded: Number with which the run that is resumed went on last; None for a new run.
+        recorded: Last number of threads of the run that is resumed; None for a new run.
     """
     wanted, most = parts.performance.threads, torch.get_num_threads()
     if isinstance(wanted, int):
         torch.set_num_threads(wanted)
-        return Choice(Threads(wanted, most, reason="performance.threads"))
+        return TrialResult(Threads(wanted, most, reason="performance.threads"))
     if parts.device.type != "cpu":
-        return Choice(None)
+        return TrialResult(None)
     compiles = parts.performance.compile not in (False, "auto")  # again for each number of threads
     if most == 1 or world_size() > 1 or compiles or os.environ.get("OMP_NUM_THREADS"):
-        return Choice(Threads(most, most))
+        return TrialResult(Threads(most, most))
     if recorded is not None:
         number = max(1, min(recorded, most))
         torch.set_num_threads(number)
-        return Choice(Threads(number, most, is_fixed=False, reason="as before"))
-    in_time = to_seconds(config["trainer"]["duration"]) is not None  # the number of steps is not known yet
-    if not in_time and parts.settings.duration // parts.settings.batch_size < _SHORT:
-        return Choice(Threads(most, most, is_fixed=False))
-    return _measured(parts, config, most)
+        return TrialResult(Threads(number, most, is_fixed=False, reason="as before"))
+    budget = to_seconds(config["trainer"]["duration"])  # with it, the number of steps is not known yet
+    if budget is None and parts.settings.duration // parts.settings.batch_size < _SHORT:
+        return TrialResult(Threads(most, most, is_fixed=False))
+    return _measured(parts, None if budget is None else float(budget), most)
 
 
-def _measured(parts: TrainingComponents, config: Mapping[str, Any], most: int) -> Choice:
-    """Return the number of threads with which the training's own steps are fastest."""
+def _measured(parts: TrainingComponents, budget: float | None, most: int) -> TrialResult:
+    """Return the number of threads with which the training's own steps are fastest.
+
+    Args:
+        parts: Components, not yet trained.
+        budget: Time of the training in seconds; None if its number of steps is given.
+        most: Largest number of threads.
+    """
     started = time.monotonic()
-    budget = to_seconds(config["trainer"]["duration"])
     steps = parts.settings.duration / parts.settings.batch_size
 
     def total(best: float) -> float:
-        return steps * best if budget is None else float(budget)
+        return steps * best if budget is None else budget
 
     def affordable(best: float) -> bool:
         return _FEWEST_STEPS * best <= _LARGEST_SHARE * total(best)
@@ -111,8 +116,8 @@ def _measured(parts: TrainingComponents, config: Mapping[str, Any], most: int) -
     spent = time.monotonic() - started
     if len(times) == 1:
         torch.set_num_threads(most)
-        return Choice(Threads(most, most, is_fixed=False), spent=spent)
+        return TrialResult(Threads(most, most, is_fixed=False), spent=spent)
     chosen = min(times, key=lambda number: times[number])
     torch.set_num_threads(chosen)
     reason = described(times, chosen, parts.settings.batch_size)
-    return Choice(Threads(chosen, most, is_fixed=False, is_measured=True, reason=reason), spent)
+    return TrialResult(Threads(chosen, most, is_fixed=False, is_measured=True, reason=reason), spent)

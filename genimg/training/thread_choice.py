@@ -180,8 +180,8 @@ class ThreadChoice:
         """Number of threads of the next step."""
         return self.chosen if self._comparison is None else self._comparison.remaining[0]
 
-    def took(self, seconds: float) -> dict[int, float] | None:
-        """Note the seconds that a step took with ``number`` threads.
+    def add_step(self, seconds: float) -> dict[int, float] | None:
+        """Add a step with ``number`` threads, which took so many seconds.
 
         Returns:
             If the number has changed for good: the seconds of a step by number of threads. Otherwise None.
@@ -257,7 +257,7 @@ class ThreadControl:
         yield
         if choice is None:
             return
-        if times := choice.took(self._now() - start):
+        if times := choice.add_step(self._now() - start):
             log.info("threads: %d from now on (%s)", choice.chosen, described(times, choice.chosen, self._batch_size))
         _set_threads(choice.chosen)  # for evaluations and pictures
 

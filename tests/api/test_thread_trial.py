@@ -147,7 +147,7 @@ def test_the_number_is_recorded_and_a_resumed_run_goes_on_with_the_last_bit_for_
         def number(self) -> int:
             return self.chosen
 
-        def took(self, seconds: float) -> dict[int, float] | None:
+        def add_step(self, seconds: float) -> dict[int, float] | None:
             self.steps += 1
             if self.steps != 3 or self.chosen == 1:
                 return None

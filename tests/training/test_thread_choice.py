@@ -47,7 +47,7 @@ class Machine:
             seconds = times[self.choice.number] * max(0.5, 1 + self.noise * self.random.standard_normal())
             self.now += seconds
             self.best += min(times.values())
-            if self.choice.took(seconds):
+            if self.choice.add_step(seconds):
                 self.changes.append((self.now, self.choice.chosen))
         return (self.best - best) / (self.now - start)
 
@@ -118,7 +118,7 @@ def test_steps_that_do_more_work_than_others_are_no_fall() -> None:
     """As with a penalty every 16 steps: medians ignore it."""
     choice = ThreadChoice(2, 2, now=lambda: 1e6)
     for step in range(10_000):
-        choice.took(0.05 if step % 16 == 0 else 0.01)
+        choice.add_step(0.05 if step % 16 == 0 else 0.01)
         assert choice.number == 2
 
 
