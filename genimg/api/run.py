@@ -124,7 +124,8 @@ class Training:
             log.warning("stopped at %d images; the checkpoint is written", state.images)
             log.warning("to continue: %s %s", _command(), argument("resume", relative(run_dir)))
         except TimeIsOverError:
-            summary["status"], time_is_over = "stopped", True
+            summary |= {"status": "stopped", "time_is_over": True}
+            time_is_over = True
             log.warning(
                 "the time of trainer.duration=%s is over after %d of %d images, because training was slower than measured "
                 "at the start; the checkpoint is written",

@@ -27,6 +27,7 @@ PROVISIONAL_RATE = 1000.0
 _MEASURED = 0.05  # share of the time for measuring steps
 _SHORT = 0.05  # share of the time below which an evaluation is measured as a whole
 _VERY_SHORT = 0.03  # share below which it is measured again, because the first one also computes statistics of the real images
+_FEWEST_STEPS = 10  # of a training whose duration is a time
 _MARGIN = 0.08  # share of the time for pictures, checkpoints and the error of the short measurement
 
 
@@ -80,11 +81,14 @@ def images_per_second(parts: TrainingComponents, config: Mapping[str, Any], *, s
         else:
             available -= (math.ceil(budget / interval) - 1) * evaluation  # before the one at the end
     images = broadcast_object(available / per_image)  # all ranks must decide alike
-    if images < 10 * batch_size:
+    if images < _FEWEST_STEPS * batch_size:
         what = f"an evaluation takes about {time_in_words(evaluation)} and " if evaluation else ""
+        missing = (_FEWEST_STEPS * batch_size - images) * per_image / (1.0 - _MARGIN)
+        enough = 5 * math.ceil(1.2 * (float(budget) + missing) / 5)  # measurements vary
         raise ConfigError(
-            f"trainer.duration={config['trainer']['duration']} is too short: {what}10 steps take {10 * step:.2g} s",
-            "give a longer time, or set evaluation=none",
+            f"trainer.duration={config['trainer']['duration']} is too short: {what}{_FEWEST_STEPS} steps take "
+            f"{_FEWEST_STEPS * step:.2g} s",
+            f"give at least {enough} seconds" + (", or set evaluation=none" if evaluation else ""),
             key="trainer.duration",
         )
     log.info(

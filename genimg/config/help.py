@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 import shutil
 import textwrap
@@ -57,6 +58,8 @@ def page(
             values = functools.reduce(lambda one, other: one | other.get(group, {}), changed, read.values)
             options = (_with_default(option, values) for option in options_of(read.schema))
             parts += _sections(f"{group}.", options, width, f"{group}={choices[group]}: {_doc(read.schema)}")
+    if (search := choices.get("sweep")) is not None:
+        parts += _search(str(search), files.read("sweep", str(search)).values, width)
     if listed := {group: names for group in sorted(groups) if (names := files.names(group))}:
         parts.append(_listed(listed, width))
         parts.append(_fill(f"The options of another choice, such as {_example(groups)}, are listed by {texts['app_name']} "
@@ -133,6 +136,25 @@ class _Files:
             for other, value in self.read(group, chosen.get(group, groups[group])).overrides:
                 chosen.setdefault(other, value)
         return groups | chosen
+
+
+def _search(name: str, values: dict[str, Any], width: int) -> Iterator[str]:
+    """Yield the settings that a predefined search varies, with their values."""
+    sweeper = values.get("hydra", {}).get("sweeper", {})
+    settings: dict[str, Any] = sweeper.get("params", {})
+    if not settings:
+        return
+    if "n_trials" in sweeper:
+        title = f"sweep={name}: a search of {sweeper['n_trials']} runs over"
+    else:
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        parser = OverridesParser.create()
+        parsed = (parser.parse_override(f"{key}={value}") for key, value in settings.items())
+        count = math.prod(len(list(each.sweep_string_iterator())) if each.is_sweep_override() else 1 for each in parsed)
+        title = f"sweep={name}: {count} runs, one for each combination of"
+    rows = [_fill(f"  {key}: {value}", width, "      ") for key, value in settings.items()]
+    yield "\n".join([title, *rows])
 
 
 def _own_directories(arguments: Sequence[str]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from genimg.errors import ConfigError
 from genimg.losses.perceptual import PerceptualLoss
 from genimg.schedules import Number, Scheduled, is_within, shown
+from genimg.types import Metrics
 
 KINDS = ("l1", "l2", "charbonnier")
 
@@ -51,8 +52,15 @@ class ReconstructionLoss:
 
     def __call__(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the scalar loss of images [N, C, H, W], in float32; ``mask`` [N, 1, H, W] is 1 where pixels were missing."""
-        pixels = self._of_pixels(output, target, mask)
-        return pixels if self.perceptual is None else pixels + self.perceptual(output, target)
+        return self.with_metrics(output, target, mask)[0]
+
+    def with_metrics(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Metrics]:
+        """Return the loss, and metrics: ``loss/reconstruction``, and ``loss/perceptual``, its part, if there is one."""
+        loss, metrics = self._of_pixels(output, target, mask), {}
+        if self.perceptual is not None:
+            distance = self.perceptual(output, target)
+            loss, metrics = loss + distance, {"loss/perceptual": distance.detach()}
+        return loss, {"loss/reconstruction": loss.detach()} | metrics
 
     def _of_pixels(self, output: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         difference = output.float() - target.float()

@@ -168,10 +168,10 @@ class KLAutoencoder(Method):
 
     def _loss(self, batch: Batch, *, adversary: Adversary | None) -> tuple[Tensor, Metrics]:
         image, output, mean = batch["image"], batch["reconstruction"], batch["mean"]
-        reconstruction = self.loss(output, image)
+        reconstruction, metrics = self.loss.with_metrics(output, image)
         kl = gaussian_kl(mean, batch["log_variance"]).flatten(1).sum(dim=1).mean()
         loss = reconstruction + self.kl_weight / image[0].numel() * kl
-        metrics = {"loss/reconstruction": reconstruction.detach(), "loss/kl": kl.detach(), "latent/std": mean.detach().std()}
+        metrics |= {"loss/kl": kl.detach(), "latent/std": mean.detach().std()}
         if adversary is not None:
             adversarial = adversary.of_autoencoder(output)
             ratio = self._ratio(reconstruction, adversarial)

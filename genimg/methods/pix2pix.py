@@ -96,13 +96,9 @@ class Pix2Pix(Translation):
             return self.discriminator(images, batch["source"])
 
         adversarial = generator_adversarial_loss(self.loss, judge, batch["target"], batch["fake"])
-        distance = self.reconstruction(batch["fake"], batch["target"], batch.get("mask"))
+        distance, metrics = self.reconstruction.with_metrics(batch["fake"], batch["target"], batch.get("mask"))
         loss = adversarial + self.reconstruction_weight * distance
-        return loss, {
-            "loss/translator": loss.detach(),
-            "loss/adversarial": adversarial.detach(),
-            "loss/reconstruction": distance.detach(),
-        }
+        return loss, {"loss/translator": loss.detach(), "loss/adversarial": adversarial.detach()} | metrics
 
     def check(self, batch: Batch) -> None:
         output = self.network(batch["source"])

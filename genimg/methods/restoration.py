@@ -49,8 +49,7 @@ class Restoration(Translation):
         return update("translator", self._loss, batch)
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        loss = self.loss(self.network(batch["source"]), batch["target"], batch.get("mask"))
-        return loss, {"loss/reconstruction": loss.detach()}
+        return self.loss.with_metrics(self.network(batch["source"]), batch["target"], batch.get("mask"))
 
     def check(self, batch: Batch) -> None:
         output = self.network(batch["source"])

@@ -128,10 +128,11 @@ class VQVAE(ConditionalMethod):
     def _autoencoder_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Compute equation 3, with the reconstruction error in units of the data's variance."""
         features, vectors = batch["features"], batch["vectors"]
-        reconstruction = self.loss(self.decoder(straight_through(features, vectors)), batch["image"])
+        output = self.decoder(straight_through(features, vectors))
+        reconstruction, metrics = self.loss.with_metrics(output, batch["image"])
         commitment = F.mse_loss(features, vectors.detach())
         loss = reconstruction / self.data_variance + self.commitment_weight * commitment
-        metrics = {"loss/reconstruction": reconstruction.detach(), "loss/commitment": commitment.detach()}
+        metrics["loss/commitment"] = commitment.detach()
         if self.quantizer.decay is None:
             loss = loss + F.mse_loss(vectors, features.detach())  # equal in value to the commitment
         return loss, metrics | {"loss/total": loss.detach()}

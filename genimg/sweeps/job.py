@@ -96,6 +96,12 @@ class Job:
             return {}
         return found if isinstance(found, dict) and found.get("overrides") == self.overrides else {}
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether its run has trained for its duration, or until the time of ``trainer.duration`` was over."""
+        summary = self.summary()
+        return summary.get("status") == "completed" or summary.get("time_is_over") is True
+
     def value(self) -> float | None:
         """Return the best value of the evaluator's first metric, or None without evaluation."""
         best = self.summary().get("best")

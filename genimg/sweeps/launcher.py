@@ -102,7 +102,7 @@ def refuse_what_is_of_one_run(composed: DictConfig | None, overrides: Sequence[s
     """
     composed = composed or DictConfig({})
     if composed.get("dry_run"):
-        raise ConfigError("dry_run=true checks a single run: remove -m")
+        raise ConfigError("dry_run=true checks a single run: remove it, or start the run without -m and sweep=")
     if composed.get("resume") not in (None, "auto"):
         raise ConfigError(
             f"resume={composed.get('resume')} continues a single run, but jobs of a sweep continue by themselves: remove it"
@@ -118,7 +118,7 @@ def _listed(jobs: list[Job], table: Path, *, skip: bool) -> Jobs:
     for job in jobs:
         if job.status == "failed":
             log.info("#%d %s: %s", job.number, job.outcome, job.words)
-        elif skip and job.summary().get("status") == "completed":
+        elif skip and job.is_complete:
             job.status = "completed"
             log.info("#%d is complete: %s", job.number, job.words)
     write_table(jobs, table)

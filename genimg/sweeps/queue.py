@@ -169,7 +169,8 @@ def start(job: Job, slot: str | None, *, at_once: int) -> None:
     environment = dict(os.environ)
     if slot is not None:
         environment["CUDA_VISIBLE_DEVICES"] = slot
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // at_once)))
+    if at_once > 1:  # a job that has all cores chooses its own number of threads
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // at_once)))
     command = [sys.executable, "-m", "genimg.train", *_flags(), *job.overrides, f"run_dir={quoted(str(job.folder))}"]
     job.look()
     job.images_before = job.images

@@ -24,7 +24,7 @@ GAIN = 1.1
 FALL = 0.75
 """Rate, relative to the best one with the same number, below which other numbers are tried.
 
-With as many threads as cores, one other busy process on two cores leaves about 0.17 of the rate of a small network. The limit
+With as many threads as cores, one other busy process on two cores leaves 0.17 to 0.4 of the rate of a small network. The limit
 is far above that, and leaves room for the variations of a quiet machine.
 """
 

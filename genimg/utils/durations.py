@@ -41,6 +41,8 @@ def to_images(text: object, *, epoch_size: int, batch_size: int, key: str, image
     """
     seconds = to_seconds(text)
     if seconds is not None:
+        if not seconds:
+            raise ConfigError(f"{key}={text} must be positive: write a time such as '5 minutes'")
         if images_per_second is None:
             raise ConfigError(
                 f"{key}={text} is a time, which only trainer.duration, and with it other durations, can be",

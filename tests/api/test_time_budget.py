@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,8 +61,11 @@ def test_evaluations_at_intervals_of_time_are_counted(monkeypatch: pytest.Monkey
 def test_a_time_too_short_for_an_evaluation_and_ten_steps_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = fake(monkeypatch, step=0.01, evaluation=100.0, interval=1000)
     config = {"trainer": {"duration": "60 seconds"}, "evaluation": {"interval": "1000 images"}}
-    with raises(ConfigError, "trainer.duration=60 seconds"):
+    with raises(ConfigError, "trainer.duration=60 seconds") as caught:
         time_budget.images_per_second(parts, config)
+    enough = re.search(r"at least (\d+ seconds)", str(caught.value))
+    assert enough is not None
+    time_budget.images_per_second(parts, config | {"trainer": {"duration": enough[1]}})
 
 
 def test_a_run_records_its_rate_and_schedules_end_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +112,7 @@ def test_a_run_on_a_slower_machine_stops_when_the_time_is_over_and_can_be_resume
     arguments = [*RUN, "trainer.duration=0.5 seconds", "trainer.checkpoint_interval=1000 steps"]
     stopped = genimg.train([*arguments, f"run_dir={tmp_path / 'stopped'}"])
     assert (stopped.status, stopped.signal) == ("stopped", None)
+    assert stopped.summary["time_is_over"] is True
     assert 0 < stopped.summary["images"] < stopped.summary["duration"] == 80_000
     assert (tmp_path / "stopped/checkpoints/last.pt").is_file()
     shutil.copytree(tmp_path / "stopped", tmp_path / "again")
@@ -139,4 +144,6 @@ def test_a_run_whose_time_is_over_is_evaluated_and_reported(
 def test_other_durations_may_be_times_only_if_that_of_the_training_is_one(tmp_path: Path) -> None:
     with raises(ConfigError, "trainer.log_interval=1 seconds"):
         genimg.train([*RUN, "trainer.log_interval=1 seconds", "trainer.duration=4 steps", f"run_dir={tmp_path / 'run'}"])
+    with raises(ConfigError, "trainer.duration=0 seconds"):
+        genimg.train([*RUN, "trainer.duration=0 seconds", f"run_dir={tmp_path / 'run'}"])
     assert not (tmp_path / "run").exists()

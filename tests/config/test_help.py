@@ -92,6 +92,14 @@ def test_the_groups_are_listed_once_with_ones_own_options(tmp_path: Path) -> Non
     assert rows(page)["data.channels"][1] == "7"
 
 
+def test_a_predefined_search_shows_its_runs() -> None:
+    shown = help.page("train", ["sweep=equal_seconds"], 128)
+    assert "\nsweep=equal_seconds: 12 runs" in shown
+    assert "\n  optimizer.lr: 1e-3,4e-3,8e-3\n" in shown
+    assert "\nsweep=gan_search: a search of 24 runs" in help.page("train", ["sweep=gan_search"], 128)
+    assert "\nsweep=" not in help.page("train", [], 128)
+
+
 @pytest.mark.parametrize("width", [72, 80, 128])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_line_is_wider_than_the_terminal(command: str, width: int) -> None:

@@ -75,6 +75,10 @@ def test_it_is_added_to_the_distance_of_pixels(tmp_path):
     plain = ReconstructionLoss(**settings)(output, target)
     assert both.item() == pytest.approx((plain + perceptual(tmp_path)(output, target)).item(), rel=1e-6)
     assert both > plain + 0.01
+    loss, metrics = ReconstructionLoss(**settings, perceptual=perceptual(tmp_path)).with_metrics(output, target)
+    assert {name: value.item() for name, value in metrics.items()} == pytest.approx(
+        {"loss/reconstruction": both.item(), "loss/perceptual": (loss - plain).item()}, rel=1e-5
+    )
 
 
 def test_what_does_not_fit_is_refused(tmp_path):

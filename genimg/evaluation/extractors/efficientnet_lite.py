@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from genimg.errors import DataError
 from genimg.evaluation.extractors.base import (
     GREY_IS_REPLICATED,
     Extractor,
     MissingWeightsError,
     check_sha256,
     existing,
-    in_one_line,
+    loaded_from,
     three_channels,
 )
 from genimg.evaluation.extractors.resizing import pillow_bicubic
@@ -52,12 +51,11 @@ class EfficientNetLite(Extractor):
         if weights is None and sha256 == "published":
             require_undamaged(found)
         check_sha256(path, found, SHA256 if sha256 == "published" else sha256)
-        try:
-            network = efficientnet_lite0(torch.load(path, map_location="cpu", weights_only=True))
-        except Exception as error:  # the unpickler can raise almost anything for other kinds of file
-            raise DataError(
-                f"the file {path} does not hold the weights of EfficientNet-Lite0 ({in_one_line(error)})"
-            ) from error
+
+        def load() -> nn.Module:
+            return efficientnet_lite0(torch.load(path, map_location="cpu", weights_only=True))
+
+        network = loaded_from(path, "the weights of EfficientNet-Lite0", load)
         super().__init__(
             name="efficientnet_lite0" if found == SHA256 else "efficientnet_lite0_unknown",
             network=network,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from genimg.evaluation.extractors.base import (
     Weights,
     WeightsNotDownloadedError,
     in_one_line,
+    loaded_from,
     three_channels,
 )
 from genimg.evaluation.extractors.resizing import pillow_bicubic, pillow_bicubic_crop
@@ -69,10 +71,12 @@ class DINOv2(Extractor):
         )
         path, found = published.find(weights, published.sha256 if sha256 == "published" else sha256, may_download=may_download)
         network = _from_hub(model, may_download)
-        try:
+
+        def load() -> nn.Module:
             network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        except Exception as error:  # the unpickler can raise almost anything for other kinds of file
-            raise DataError(f"the file {path} does not hold the weights of {model} ({in_one_line(error)})") from error
+            return network
+
+        loaded_from(path, f"the weights of {model}", load)
         super().__init__(
             name=f"{model}_bicubic" if found == published.sha256 else f"{model}_bicubic_unknown",
             network=network,
@@ -123,12 +127,13 @@ class CLIP(Extractor):
             sha256=MODEL_METADATA[model]["hash"],
         )
         path, found = published.find(weights, published.sha256 if sha256 == "published" else sha256, may_download=may_download)
-        try:
-            network = create_feature_extractor(
+
+        def load() -> Any:
+            return create_feature_extractor(
                 model, ["clip"], feature_extractor_weights_path=str(path), cuda=False, verbose=False
             )
-        except Exception as error:  # the loader can raise almost anything for other kinds of file
-            raise DataError(f"the file {path} does not hold the weights of {model} ({in_one_line(error)})") from error
+
+        network: Any = loaded_from(path, f"the weights of {model}", load)
         name = f"{model.replace('-', '_')}_bicubic"
         self.size = int(network.resolution)
         super().__init__(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from genimg.errors import DataError
-from genimg.evaluation.extractors.base import GREY_IS_REPLICATED, Extractor, Weights, in_one_line, three_channels
+from genimg.evaluation.extractors.base import GREY_IS_REPLICATED, Extractor, Weights, loaded_from, three_channels
 from genimg.utils.machine_local import FoundPath, MachineLocal, MayDownload
 
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -46,17 +45,17 @@ class Inception(Extractor):
         self.known = found == INCEPTION_SHA256
         from torch_fidelity.utils import create_feature_extractor
 
-        try:
+        def load() -> Any:
             torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity's load would run pickled code
-            network = create_feature_extractor(
+            return create_feature_extractor(
                 "inception-v3-compat",
                 ["2048", "logits_unbiased"],
                 feature_extractor_weights_path=str(path),
                 cuda=False,
                 verbose=False,
             )
-        except Exception as error:  # the unpickler can raise almost anything for other kinds of file
-            raise DataError(f"the file {path} does not hold the Inception weights ({in_one_line(error)})") from error
+
+        network: Any = loaded_from(path, "the Inception weights", load)
         super().__init__(
             name="inception" if self.known else "inception_unknown",
             network=network,
