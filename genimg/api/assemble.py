@@ -386,6 +386,7 @@ def _checked(
         epoch_size=1,
         batch_size=trainer["batch_size"],
         images_per_second=images_per_second,
+        duration=trainer.get("duration"),
         named=named,
         origins=origins,
     )

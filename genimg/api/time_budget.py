@@ -17,7 +17,7 @@ from genimg.training.components import TrainingComponents
 from genimg.training.logger import SilentLogger
 from genimg.training.trainer import Trainer
 from genimg.utils.distributed import broadcast_object
-from genimg.utils.durations import time_in_words, to_seconds
+from genimg.utils.durations import time_in_words, to_seconds, to_share
 
 log = logging.getLogger(__name__)
 
@@ -75,11 +75,13 @@ def images_per_second(parts: TrainingComponents, config: Mapping[str, Any], *, s
     if parts.evaluator is not None:
         at_the_end = 1.0 + (parts.evaluator.final_num_images or 0) / max(parts.evaluator.evaluator.num_images, 1)
         available -= at_the_end * evaluation
-        interval = to_seconds(config["evaluation"]["interval"])
-        if interval is None:
+        interval, share = to_seconds(config["evaluation"]["interval"]), to_share(config["evaluation"]["interval"])
+        if interval is not None:
+            share = interval / budget
+        if share is None:
             per_image += evaluation / parts.evaluator.interval
         else:
-            available -= (math.ceil(budget / interval) - 1) * evaluation  # before the one at the end
+            available -= (math.ceil(1 / share) - 1) * evaluation  # before the one at the end
     images = broadcast_object(available / per_image)  # all ranks must decide alike
     if images < _FEWEST_STEPS * batch_size:
         what = f"an evaluation takes about {time_in_words(evaluation)} and " if evaluation else ""

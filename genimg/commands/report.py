@@ -40,7 +40,7 @@ def report(composed: DictConfig) -> None:
         output = str(directories[0] / "report.html") if len(directories) == 1 else "report.html"
     written = write_report(directories, expanded("output", output))
     if len(written.runs) > 1:
-        log.info("%s", "\n".join([leaderboard(written), *written.ranking.warnings]))
+        log.info("%s", "\n".join([leaderboard(written), *written.ranking.warnings, *written.advice]))
     log.info("report:   %s", written.html)
     log.info("tables:   %s, %s", written.csv, written.markdown)
 

@@ -51,6 +51,7 @@ def train(composed: DictConfig) -> float | None:
             if is_dry and hydra.mode == RunMode.MULTIRUN:
                 raise ConfigError("dry_run=true checks a single run: remove -m")
             composition = Composition.of_hydra(composed)
+            _refuse_a_budget(composition, hydra.mode)
             if is_dry:
                 dry_run(composition, run_dir, device_name)
                 remove_if_nothing_began(run_dir)
@@ -100,6 +101,23 @@ def _refuse_what_has_no_effect(hydra: Any) -> None:
                 raise ConfigError(f"{override} has no effect in a sweep: give hydra.sweep.dir")
             if override.startswith("sweep=") and override != "sweep=null":
                 raise ConfigError(f"{override}: choose only one predefined search, without -m")
+
+
+def _refuse_a_budget(composition: Composition, mode: RunMode | None) -> None:
+    """Refuse ``budget``, which the queue of a sweep replaces by a duration for each job.
+
+    Raises:
+        ConfigError: If it is set.
+    """
+    budget = composition.config["budget"]
+    if budget is not None and mode == RunMode.RUN:
+        raise ConfigError(
+            f"budget={budget} is the time for all runs of a sweep", f"set trainer.duration='{budget}' for one run"
+        )
+    if budget is not None:
+        raise ConfigError(
+            f"budget={budget} needs a queue of processes", "add hydra/launcher=gpu_queue, or set trainer.duration"
+        )
 
 
 def _write_hydras_configs(run_dir: Path, composed: DictConfig) -> None:

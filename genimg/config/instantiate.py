@@ -96,6 +96,7 @@ class Builder:
         epoch_size: Number of images in the training data; 0 while it is unknown, which is before any duration is needed.
         batch_size: Number of images per step.
         images_per_second: Images that a second of a duration stands for; None if ``trainer.duration`` is not a time.
+        duration: Text of ``trainer.duration``, of which other durations may be shares; None if it is unknown.
         named: For a checkpoint's config, the values that the command line names for parameters marked as ``MachineLocal``, as
             pairs of parameter name and value; other values are refused. A pair of ``may_download`` and a group means that the
             command line chooses this group, which may then download files. None for a config that the user composed.
@@ -110,6 +111,7 @@ class Builder:
     epoch_size: int = 0
     batch_size: int = 1
     images_per_second: float | None = None
+    duration: str | None = None
     named: Named | None = None
     trains: bool = True
     origins: Mapping[str, str] = field(default_factory=dict)
@@ -311,8 +313,9 @@ class Builder:
         is_number = float in options and type(value) in (int, float)
         if hint is NumImages or (NumImages in options and not (value is None or is_number or isinstance(value, dict))):
             return to_images(
-                value, epoch_size=self.epoch_size, batch_size=self.batch_size, key=key, images_per_second=self.images_per_second
-            )
+                value, epoch_size=self.epoch_size, batch_size=self.batch_size, key=key,
+                images_per_second=self.images_per_second, training=None if key == "trainer.duration" else self.duration,
+            )  # fmt: skip
         if value == {} and type(None) in options and not fits(value, hint):
             return None  # empty group, such as discriminator_augment=none
         if not exact:
@@ -482,7 +485,11 @@ def builder_of(state: Node, allow: Sequence[str]) -> Builder:
 def durations_of(state: Node, config: Node) -> dict[str, Any]:
     """Return the attributes of ``Builder`` that convert the durations of a config to images, as in a checkpoint's training."""
     rate = state["decisions"].get("images_per_second")
-    return {"epoch_size": state["num_images"], "batch_size": config["trainer"]["batch_size"], "images_per_second": rate}
+    trainer = config["trainer"]
+    return {
+        "epoch_size": state["num_images"], "batch_size": trainer["batch_size"], "images_per_second": rate,
+        "duration": trainer["duration"],
+    }  # fmt: skip
 
 
 def present_name(target: str) -> str:

@@ -26,12 +26,13 @@ from genimg.errors import CheckpointError, ConfigError
 from genimg.training import checkpoint
 from genimg.training.decisions import Decisions
 from genimg.training.state import TrainingState
+from genimg.utils.durations import to_share
 from genimg.utils.mappings import flatten
 
 log = logging.getLogger(__name__)
 
 
-_NEW: Node = {"init_from": None, "expected": [], "distributed": "replicated"}
+_NEW: Node = {"init_from": None, "expected": [], "distributed": "replicated", "budget": None}
 """Keys that the configs of earlier versions lack, with their defaults."""
 
 _ADDED = ("data.max_images",)  # keys that checkpoints of earlier versions lack; null is their behaviour
@@ -39,8 +40,8 @@ _ADDED = ("data.max_images",)  # keys that checkpoints of earlier versions lack;
 # Keys that may differ from the checkpoint's config without changing the training. trainer.duration is one of them because
 # schedules that depend on it store their own duration.
 _HARMLESS = (
-    "run_dir", "resume", "resume_force", "allow", "debug", "traceback", "print_config", "dry_run", "device", "distributed",
-    "evaluation", "expected", "performance", "logger",
+    "run_dir", "resume", "resume_force", "allow", "debug", "traceback", "print_config", "dry_run", "budget", "device",
+    "distributed", "evaluation", "expected", "performance", "logger",
     "data.storage", "data.num_workers", "data.max_corrupt",
     "data.refresh_index",
     "trainer.duration", "trainer.log_interval", "trainer.preview_interval", "trainer.preview_images",
@@ -50,7 +51,7 @@ _HARMLESS = (
 )  # fmt: skip
 
 
-_OF_THIS_COMMAND = ("resume", "resume_force", "run_dir", "allow", "traceback", "print_config", "dry_run", "logger")
+_OF_THIS_COMMAND = ("resume", "resume_force", "run_dir", "allow", "traceback", "print_config", "dry_run", "budget", "logger")
 
 _WITH_PATHS = ("data", "task")  # groups that name files
 _PATHS = ("root", "a", "b", "path", "folder")  # keys at any depth of these groups whose values are relative paths
@@ -300,11 +301,17 @@ def _entries(name: str, fact: Any) -> Node:
 
 def _differences(old: Node, new: Node) -> dict[str, str]:
     """Return ``old -> new`` by key, for every key that differs and affects the training."""
-    flat_old, flat_new = flatten(old), flatten(new)
+    flat_old, flat_new = _with_whole_shares(flatten(old)), _with_whole_shares(flatten(new))
     keys = [key for key in sorted(flat_old | flat_new) if not _harmless(key)]
     changes = {key: (flat_old.get(key, _ABSENT), flat_new.get(key, _ABSENT)) for key in keys}
     added = {key for key, values in changes.items() if key in _ADDED and set(values) == {None, _ABSENT}}
     return {key: f"{before} -> {now}" for key, (before, now) in changes.items() if before != now and key not in added}
+
+
+def _with_whole_shares(flat: Node) -> Node:
+    """Return a flat config in which shares of the training name its duration, because they change with it."""
+    duration = flat.get("trainer.duration")
+    return {key: value if to_share(value) is None else f"{value} of {duration}" for key, value in flat.items()}
 
 
 def _in_short(changes: dict[str, str], old_raw: Node, new_raw: Node) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -38,6 +39,7 @@ from genimg.evaluation.real_stats import RealStatistics
 from genimg.evaluation.reconstruction import ReconstructionEvaluator
 from genimg.evaluation.result import Evaluation
 from genimg.evaluation.stats_cache import SavedStatistics
+from genimg.evaluation.timed_images import TimedImages
 from genimg.methods.base import Method
 from genimg.methods.capabilities import Denoises, Generates, Reconstructs, Translates
 from genimg.methods.sampling_options import sampling_options
@@ -209,9 +211,10 @@ class Evaluator(ModelEvaluator):
         """Evaluate against ``data``; see ModelEvaluator."""
         assert isinstance(method, Generates)
         real = DatasetImages(data)
-        fake = self.generated(method, device, data.source.class_names, num_images, weights=weights)
+        fake = TimedImages(self.generated(method, device, data.source.class_names, num_images, weights=weights))
         held_out = None if data.validation is None else DatasetImages(data.validation)
         result = self.compare(real, fake, device, should_stop, held_out=held_out)
+        result = replace(result, seconds_per_image=fake.seconds_per_image)
         side, images = ("train", real) if held_out is None else ("held_out", held_out)
         return self.with_input_metrics(result, method, images, side, device, should_stop)
 

@@ -25,7 +25,9 @@ log = logging.getLogger(__name__)
 _SHOWN = 300  # characters shown of an error; PyTorch lists every tensor
 
 
-def recipe(config: Record, facts: DataFacts, num_images: int, choices: Choices) -> Record:
+def recipe(
+    config: Record, facts: DataFacts, num_images: int, choices: Choices, images_per_second: float | None = None
+) -> Record:
     """Return the data that ``rebuilt`` needs in addition to the weights.
 
     Args:
@@ -33,6 +35,7 @@ def recipe(config: Record, facts: DataFacts, num_images: int, choices: Choices) 
         facts: Facts about the training data.
         num_images: Number of images in the training data.
         choices: Options of the export.
+        images_per_second: Images that a second of a duration stands for; None if ``trainer.duration`` is not a time.
     """
     return {
         "model": config["model"],
@@ -40,6 +43,8 @@ def recipe(config: Record, facts: DataFacts, num_images: int, choices: Choices) 
         "facts": facts.record(),
         "num_images": num_images,
         "batch_size": config["trainer"]["batch_size"],
+        "duration": config["trainer"].get("duration"),
+        "images_per_second": images_per_second,
         "choices": vars(choices),
     }
 
@@ -109,6 +114,8 @@ def _network(recipe: str, tensors: Mapping[str, Tensor], allow: tuple[str, ...],
         (*instantiate.ALLOWED, *allow),
         epoch_size=config["num_images"],
         batch_size=config["batch_size"],
+        duration=config.get("duration"),  # files of earlier versions have neither this nor the next
+        images_per_second=config.get("images_per_second"),
         named=frozenset((named or {}).items()),
         trains=False,
     )

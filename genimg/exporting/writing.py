@@ -77,7 +77,7 @@ def describe(
     if kind == "onnx":
         record["opset"] = OPSET
     if kind == "safetensors":
-        record["config"] = recipe(config, facts, state["num_images"], choices)
+        record["config"] = recipe(config, facts, state["num_images"], choices, state["decisions"].get("images_per_second"))
     return record
 
 

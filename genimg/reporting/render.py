@@ -22,6 +22,7 @@ from genimg.reporting.pictures import gallery
 from genimg.reporting.ranking import Ranking, format_mean, rank, setting_label
 from genimg.reporting.runs import Run
 from genimg.reporting.settings import Setting, differing_keys, is_number, swept_settings
+from genimg.reporting.trends import Trend, advice, trends
 from genimg.utils.durations import time_in_words
 from genimg.utils.environment import git_commit
 from genimg.utils.files import atomically, check_writable
@@ -48,6 +49,8 @@ class Report:
         ranking: Order of the runs.
         swept: Settings of all runs by swept key.
         differing: Config keys that differ between runs, with the value of each run that has a config.
+        trends: Trends of the runs that were evaluated more than once.
+        advice: Sentences on which runs to train longer.
         importances: Importance of each swept key that has enough different values.
         shared: Data, machine and software that all runs share, by title; a run records its own at its end.
         made: Sentence with the date and the version of genimg.
@@ -62,6 +65,8 @@ class Report:
     ranking: Ranking
     swept: dict[str, list[Setting]]
     differing: dict[str, list[Any]]
+    trends: list[Trend]
+    advice: list[str]
     importances: list[Importance]
     shared: dict[str, str]
     made: str
@@ -104,6 +109,7 @@ def _report(directories: Sequence[Path], output: Path) -> Report:
     ranking = rank(runs)
     swept, differing = (swept_settings(runs), differing_keys(runs)) if len(runs) > 1 else ({}, {})
     found = importances(swept, [each.score for each in sorted(ranking.standings, key=lambda each: each.number)])
+    found_trends = trends(ranking) if len(runs) > 1 else []
     known = [run.circumstances for run in runs if run.summary] or [run.circumstances for run in runs]
     shared = {key: fact for key, fact in known[0].items() if all(fact == each[key] for each in known)}
     made = f"{_MADE} on {time.strftime('%Y-%m-%d at %H:%M:%S %Z')} (genimg {genimg.__version__}"
@@ -112,7 +118,7 @@ def _report(directories: Sequence[Path], output: Path) -> Report:
     return Report(
         html=output, csv=output.with_suffix(".csv"), markdown=output.with_suffix(".md"), directories=directories, runs=runs,
         is_sweep=len(directories) == 1 and is_sweep(directories[0]), ranking=ranking, swept=swept, differing=differing,
-        importances=found, shared=shared, made=f"{made}).",
+        trends=found_trends, advice=advice(ranking, found_trends), importances=found, shared=shared, made=f"{made}).",
     )  # fmt: skip
 
 

@@ -274,6 +274,12 @@ class Run:
             "data_wait_share": waiting,
         }
 
+    @property
+    def seconds_per_generated_image(self) -> float | None:
+        """Time to generate an image in the last evaluation; None if unknown."""
+        found = [record.get("time/seconds_per_generated_image") for record in self.records]
+        return next((float(each) for each in reversed(found) if type(each) in (int, float)), None)
+
     def _from_summary(self, name: str, images: int) -> Measured | None:
         return Measured.from_numbers(images, self.summary.get(name), self.summary.get("provenance"))
 

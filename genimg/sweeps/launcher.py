@@ -7,6 +7,7 @@ resumed like any run. Launching the same sweep again skips complete runs and con
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from omegaconf import DictConfig
 from genimg.errors import ConfigError
 from genimg.sweeps.job import Job, compose_job, report_on, table_of, write_table
 from genimg.sweeps.queue import Jobs, SweepError, alone_in_sweep, work_off
+from genimg.utils.durations import to_seconds
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class GpuQueueLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         setup_globals()
         configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
+        job_overrides = [with_its_time(self._config, each, len(job_overrides), len(self.slots)) for each in job_overrides]
         is_basic = str(self._config.hydra.sweeper._target_).endswith(".BasicSweeper")
         if is_basic and self._config.hydra.sweeper.max_batch_size is not None:
             raise ConfigError(
@@ -81,6 +84,30 @@ class GpuQueueLauncher(Launcher):
             job.result.status = JobStatus.COMPLETED if is_complete else JobStatus.FAILED
             job.result.return_value = job.value() if is_complete else error
         return [job.result for job in jobs]
+
+
+def with_its_time(config: DictConfig, overrides: Sequence[str], num_jobs: int, num_slots: int) -> list[str]:
+    """Return a job's overrides with its share of the time in ``budget``, if the sweep has one.
+
+    Args:
+        config: Hydra's config of the sweep.
+        overrides: Overrides of the job.
+        num_jobs: Number of jobs of the sweep.
+        num_slots: Number of jobs that run at the same time.
+
+    Raises:
+        ConfigError: If ``budget`` is not a time, or the job already has a duration.
+    """
+    budget = config.get("budget")
+    if budget is None:
+        return list(overrides)
+    seconds = to_seconds(budget)
+    if not seconds:
+        raise ConfigError(f"budget={budget} is not a time: write for example '30 minutes' or '2 hours'")
+    if given := next((each for each in overrides if each.startswith("trainer.duration=")), None):
+        raise ConfigError(f"budget={budget} sets the duration of every run: remove {given}, or set budget=null")
+    each_seconds = seconds // math.ceil(num_jobs / num_slots)
+    return [*(each for each in overrides if not each.startswith("budget=")), f"trainer.duration='{each_seconds} seconds'"]
 
 
 def _refuse_another_sweep(jobs: Sequence[Job], folder: Path) -> None:

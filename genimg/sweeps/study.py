@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from genimg.errors import ConfigError, first_line
 from genimg.evaluation.directions import declared_direction
 from genimg.sweeps.job import Job, compose_job, report_on
-from genimg.sweeps.launcher import GpuQueueLauncher, refuse_what_is_of_one_run
+from genimg.sweeps.launcher import GpuQueueLauncher, refuse_what_is_of_one_run, with_its_time
 from genimg.sweeps.queue import alone_in_sweep, work_off
 from genimg.sweeps.trials import Trials, distribution, of_jobs
 from genimg.utils.regular_files import open_regular
@@ -110,6 +110,7 @@ class OptunaStudySweeper(Sweeper):
         if not space:
             example = "'optimizer.lr=tag(log,interval(1e-5,1e-2))'"
             raise ConfigError(f"hydra/sweeper=optuna_study has nothing to search: give a key several values, such as {example}")
+        fixed = with_its_time(self._config, fixed, self._n_trials, len(self._slots))
         composed = self._context.config_loader.load_sweep_config(self._config, fixed)
         refuse_what_is_of_one_run(composed, fixed)
         self._check(composed)

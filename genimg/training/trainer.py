@@ -456,6 +456,8 @@ class Trainer:
         for name, (low, high) in result.intervals.items():
             values |= {f"{prefix}/{name}_low": low, f"{prefix}/{name}_high": high}
         values["time/evaluation_seconds"] = seconds
+        if result.seconds_per_image is not None:
+            values["time/seconds_per_generated_image"] = result.seconds_per_image
         logger.scalars(self.progress.step, self.state.images, values, provenance=result.provenance)
         return result
 

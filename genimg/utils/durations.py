@@ -1,4 +1,4 @@
-"""Durations written as text, such as ``25 epochs``, ``100k steps``, ``5M images`` or ``8 hours``."""
+"""Durations written as text, such as ``25 epochs``, ``100k steps``, ``5M images``, ``8 hours`` or ``20 %``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ in a config for a constructor parameter of this type."""
 
 _PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([kKM]?)\s*(epoch|step|image)s?\s*")
 _TIME_PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(second|minute|hour)s?\s*")
+_SHARE_PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*%\s*")
 _SECONDS = {"second": 1, "minute": 60, "hour": 3600}
 _FACTOR = {"": 1, "k": 1_000, "K": 1_000, "M": 1_000_000}
 
@@ -26,19 +27,43 @@ def to_seconds(text: object) -> Fraction | None:
     return None if match is None else Fraction(match[1]) * _SECONDS[match[2]]
 
 
-def to_images(text: object, *, epoch_size: int, batch_size: int, key: str, images_per_second: float | None = None) -> NumImages:
+def to_share(text: object) -> Fraction | None:
+    """Convert a written share of the training such as ``20 %`` to 1/5; return None for anything else."""
+    match = _SHARE_PATTERN.fullmatch(text) if isinstance(text, str) else None
+    return None if match is None else Fraction(match[1]) / 100
+
+
+def to_images(
+    text: object,
+    *,
+    epoch_size: int,
+    batch_size: int,
+    key: str,
+    images_per_second: float | None = None,
+    training: str | None = None,
+) -> NumImages:
     """Convert a written duration to images, rounded up to whole steps.
 
     Args:
-        text: Number and unit: epochs, steps or images, optionally with ``k`` or ``M``; or seconds, minutes or hours.
+        text: Number and unit: epochs, steps or images, optionally with ``k`` or ``M``; seconds, minutes or hours; or ``%`` of
+            the training.
         epoch_size: Number of images in the training data.
         batch_size: Number of images per step.
         key: Config key, for the error message.
         images_per_second: Images that a second stands for; None if it stands for no number.
+        training: Written duration of the training; None if ``text`` cannot be a share of it.
 
     Raises:
-        ConfigError: If ``text`` is not a duration, or a time that stands for no number of images.
+        ConfigError: If ``text`` is not a duration, or a time or share that stands for no number of images.
     """
+    share = to_share(text)
+    if share is not None:
+        if training is None:
+            raise ConfigError(f"{key}={text} must not be a share of the training: give epochs, steps, images or a time")
+        whole = to_images(
+            training, epoch_size=epoch_size, batch_size=batch_size, key="trainer.duration", images_per_second=images_per_second
+        )
+        return NumImages(math.ceil(share * whole / batch_size) * batch_size)
     seconds = to_seconds(text)
     if seconds is not None:
         if not seconds:
@@ -53,8 +78,8 @@ def to_images(text: object, *, epoch_size: int, batch_size: int, key: str, image
     match = _PATTERN.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise ConfigError(
-            f"{key}={text} is not a duration: write a number and a unit, such as '25 epochs', '100k steps', '5M images' or "
-            "'8 hours'"
+            f"{key}={text} is not a duration: write a number and a unit, such as '25 epochs', '100k steps', '5M images', "
+            "'8 hours' or '20 %' of the training"
         )
     number, factor, unit = match.groups()
     # Exact arithmetic, because rounding a binary 32.2 times a million would add a step.

@@ -56,6 +56,9 @@ def test_evaluations_at_intervals_of_time_are_counted(monkeypatch: pytest.Monkey
     config = {"trainer": {"duration": "10 minutes"}, "evaluation": {"interval": "1 minutes"}}
     images = time_budget.images_per_second(parts, config) * 600
     assert images / 64 * 0.01 == pytest.approx(0.92 * 600 - 10 * 6.0, abs=0.5)
+    shares = config | {"evaluation": {"interval": "30 %"}}  # after 30, 60, 90 and 100 %
+    images = time_budget.images_per_second(parts, shares) * 600
+    assert images / 64 * 0.01 == pytest.approx(0.92 * 600 - 4 * 6.0, abs=0.5)
 
 
 def test_a_time_too_short_for_an_evaluation_and_ten_steps_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,7 @@ def test_runs_of_several_seeds_are_one_row_that_links_to_each(tmp_path: Path) ->
     }
     page, text = report([write_sweep(tmp_path / "sweep", jobs)], tmp_path / "report.html")
     tables = [Page(each) for each in re.findall(r'<table class="sortable">.*?</table>', text, re.DOTALL)]
-    assert [[found["data-value"] for found, _ in board.all("th", scope="row")] for board in tables] == [
+    assert [[found["data-value"] for found, _ in board.all("th", scope="row")] for board in tables[:2]] == [
         ["lr=1", "lr=2", "lr=3"], ["0", "1", "2", "3", "4"],
     ]  # fmt: skip
     rows = [row for _, row in tables[0].all("tr")][1:]

@@ -16,16 +16,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from errors import raises
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 from sweeping import TINY, launch, start, table, train
 
 from genimg import cli
 from genimg.config import resolvers
+from genimg.errors import ConfigError
 from genimg.sweeps import queue
 from genimg.sweeps.display import row as row_of
 from genimg.sweeps.job import Job
+from genimg.sweeps.launcher import with_its_time
+from genimg.utils.durations import to_seconds
 from genimg.utils.paths import config_dir
 
 
@@ -145,6 +150,8 @@ def test_another_sweep_in_the_same_directory_is_refused_and_a_longer_one_is_not(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["budget=1 minutes"], "set trainer.duration='1 minutes' for one run"),
+        (["-m", "seed=0,1", "budget=1 minutes"], "add hydra/launcher=gpu_queue"),
         (["hydra/launcher=gpu_queue", "seed=0"], "hydra/launcher=gpu_queue has no effect on a single run: add -m for a sweep"),
         (["-m", "sweep=gan_losses,r1_gamma"], "sweep=gan_losses: choose only one predefined search, without -m"),
         (["-m", "run_dir=here", "seed=0,1"], "run_dir=here has no effect in a sweep: give hydra.sweep.dir"),
@@ -207,6 +214,17 @@ def test_a_job_is_complete_after_its_duration_or_its_time(summary: dict[str, Any
     assert Job(0, ["seed=0"], tmp_path).is_complete is is_complete
 
 
+def test_a_budget_is_divided_among_the_runs() -> None:
+    config = OmegaConf.create({"budget": "10 minutes"})
+    assert with_its_time(config, ["seed=0", "budget=10 minutes"], 5, 2) == ["seed=0", "trainer.duration='200 seconds'"]
+    assert with_its_time(OmegaConf.create({"budget": None}), ["seed=0"], 5, 2) == ["seed=0"]
+    with raises(ConfigError, "budget=10 minutes"):
+        with_its_time(config, ["trainer.duration=3 steps"], 5, 2)
+    for wrong in ("10 epochs", "0 seconds", 5):
+        with raises(ConfigError, f"budget={wrong}"):
+            with_its_time(OmegaConf.create({"budget": wrong}), [], 5, 2)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
 def test_a_launcher_that_is_killed_takes_its_jobs_with_it_after_they_have_saved(tmp_path: Path) -> None:
     process = start(tmp_path, "trainer.duration=1000000 images", "evaluation.interval=1000000 images", "seed=0")
@@ -234,7 +252,10 @@ def test_a_ready_search_holds_as_many_jobs_as_its_budget_says(option: str) -> No
     swept = [parser.parse_override(f"{key}={value}") for key, value in sweeper.params.items()]
     discrete = [len(list(each.sweep_string_iterator())) for each in swept if each.is_discrete_sweep()]
     assert int(budget[0]) == (sweeper.n_trials if "n_trials" in sweeper else math.prod(discrete))
-    assert sweeper.params["trainer.duration"] == budget[1]
+    if composed.budget is None:
+        assert sweeper.params["trainer.duration"] == budget[1]
+    else:
+        assert to_seconds(composed.budget) == int(budget[0]) * to_seconds(budget[1])
 
 
 def test_a_sweep_of_ones_own_needs_no_flag_and_makes_no_sweep_of_its_jobs(tmp_path: Path) -> None:

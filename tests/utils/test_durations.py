@@ -6,7 +6,7 @@ import pytest
 from errors import raises
 
 from genimg.errors import ConfigError
-from genimg.utils.durations import to_images, to_seconds
+from genimg.utils.durations import to_images, to_seconds, to_share
 
 
 def convert(text: object, *, epoch_size: int = 60_000, batch_size: int = 64) -> int:
@@ -32,6 +32,18 @@ def convert(text: object, *, epoch_size: int = 60_000, batch_size: int = 64) -> 
 )
 def test_durations_worked_out_by_hand(text, epoch_size, batch_size, images):
     assert convert(text, epoch_size=epoch_size, batch_size=batch_size) == images
+
+
+def test_a_share_of_the_training_is_rounded_up_to_whole_steps():
+    settings = {"epoch_size": 1000, "batch_size": 64, "key": "evaluation.interval"}
+    assert to_images("20 %", training="10 epochs", **settings) == 32 * 64  # 10,048 images are 157 steps, a fifth of them 31.4
+    assert to_images("33.4%", training="3 steps", **settings) == 2 * 64
+    assert to_images("50 %", training="10 seconds", images_per_second=128.0, **settings) == 10 * 64
+    assert to_share("12.5 %") == Fraction(1, 8)
+    with raises(ConfigError, "evaluation.interval=20 %"):
+        to_images("20 %", **settings)
+    with raises(ConfigError, "trainer.duration=10 %"):
+        to_images("20 %", training="10 %", **settings)
 
 
 @pytest.mark.parametrize("text", ["1.1 epochs", "2.2 epochs", "0.3 epochs", "0.7 epochs"])

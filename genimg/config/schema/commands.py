@@ -65,6 +65,11 @@ class Train:
         type="auto | path | null",
     )
     resume_force: bool = option("Resume even if the config differs in a way that changes the result", False)
+    budget: str | None = option(
+        "For a sweep with hydra/launcher=gpu_queue: the time for training all runs, such as '30 minutes', which is divided "
+        "equally among them",
+        None,
+    )
     dry_run: bool = option("Check the data and measure the memory and time of a few steps, without a run directory", False)
     print_config: bool = option("Print the composed config at the start", False)
     allow: list[str] = option(_ALLOW, [])
