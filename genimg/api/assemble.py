@@ -39,13 +39,13 @@ from genimg.training.ema import Profile, chosen_weights, require_names
 from genimg.training.evaluation_schedule import ScheduledEvaluator
 from genimg.training.optimizers import OptimizerSpec, require_capturable
 from genimg.training.performance import Performance
+from genimg.training.recorder import Recorder
 from genimg.training.schedules import OptimizerSchedules
 from genimg.training.state import TrainerSettings
 from genimg.training.thread_choice import Threads
 from genimg.utils.distributed import broadcast_, broadcast_object, first_of_each_host, raise_on_any_rank, world_size
 
 if TYPE_CHECKING:
-    from genimg.training.logger import Recorder  # this module imports TensorBoard
     from genimg.training.sharding import Sharding
 
 log = logging.getLogger(__name__)

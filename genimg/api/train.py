@@ -48,7 +48,8 @@ from genimg.training.autotune import resolve_auto
 from genimg.training.components import TrainingComponents
 from genimg.training.device import describe_hardware
 from genimg.training.ema import chosen_weights
-from genimg.training.logger import Logger, Recorder, SilentLogger, require_readable_records
+from genimg.training.logger import Logger, SilentLogger, require_readable_records
+from genimg.training.recorder import Outcome, Recorder
 from genimg.training.thread_choice import same_threads_afterwards
 from genimg.training.trainer import Trainer
 from genimg.training.update import NonFiniteError
@@ -392,9 +393,9 @@ class _Recorders:
         if self._logger:
             self._logger.picture(step, images, name, picture)
 
-    def close(self) -> None:
+    def close(self, outcome: Outcome) -> None:
         if self._logger:
-            self._logger.close()
+            self._logger.close(outcome)
 
 
 def _identity(parts: TrainingComponents) -> Identity:

@@ -74,6 +74,7 @@ _KEYS = {
     ),
     **_several("name exp_name run_name", ("run_dir", _run_dir)),
     **_several("wandb use_wandb", ("logger", lambda value: "logger=wandb")),
+    **_several("mlflow use_mlflow", ("logger", lambda value: "logger=mlflow")),
 }
 
 

@@ -406,7 +406,9 @@ def _on_top_of(state: Node, composition: Composition) -> Node:
     typed = {override.key_or_group for override in composition.typed()}
     require_plain_references(_without(saved, {*typed, *_OF_THIS_COMMAND}))
     if saved.get("logger") and not composed["logger"]:
-        log.warning("the run used a logger, which a checkpoint never starts: to continue with it, add logger=wandb")
+        log.warning(
+            "the run used a logger, which a checkpoint never starts: to continue with it, choose it again with logger=NAME"
+        )
     config = DictConfig(_NEW | saved)
     for override in composition.typed():
         key = override.key_or_group

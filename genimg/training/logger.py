@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
+from genimg.training.recorder import Outcome, Recorder
 from genimg.types import Metrics
 from genimg.utils.distributed import all_gather_rows, rank, sum_over_ranks, world_size
 from genimg.utils.files import atomically
@@ -100,26 +101,6 @@ def _mean_over_ranks(values: Tensor) -> Tensor:
     return sum_over_ranks(values) / world_size()
 
 
-class Recorder(Protocol):
-    """An additional destination of a run's records, besides its directory."""
-
-    def open(self, run_dir: Path, config: Mapping[str, Any]) -> None:
-        """Start the record, or continue that of an earlier launch of the run.
-
-        Raises:
-            ValueError: If it cannot be opened.
-        """
-
-    def scalars(self, step: int, images: int, values: Mapping[str, float]) -> None:
-        """Record numbers by name."""
-
-    def picture(self, step: int, images: int, name: str, picture: Tensor) -> None:
-        """Record a uint8 picture [C, H, W]."""
-
-    def close(self) -> None:
-        """Close the record."""
-
-
 class Logger:
     """Writes a run's records.
 
@@ -161,10 +142,11 @@ class Logger:
             if self._recorder:
                 self._recorder.picture(step, images, name, picture)
 
-    def close(self) -> None:
+    def close(self, outcome: Outcome) -> None:
+        """Close all records with the outcome of the training; see ``Recorder``."""
         self._tensorboard.close()
         if self._recorder:
-            self._recorder.close()
+            self._recorder.close(outcome)
 
     def _drop_records_after(self, step: int, evaluated: bool) -> None:
         try:
@@ -241,7 +223,7 @@ class SilentLogger(Logger):
     def pictures(self, step: int, images: int, named: Mapping[str, Tensor]) -> None:
         pass
 
-    def close(self) -> None:
+    def close(self, outcome: Outcome) -> None:
         pass
 
 

@@ -30,6 +30,7 @@ from genimg.training.host_copies import snapshot
 from genimg.training.logger import Logger, MeanMetrics, ProgressBar
 from genimg.training.performance import Performance
 from genimg.training.previews import preview
+from genimg.training.recorder import Outcome
 from genimg.training.schedules import OptimizerSchedules
 from genimg.training.state import TrainerSettings, TrainingState
 from genimg.training.step_graphs import StepGraphs, on_stream_of
@@ -203,8 +204,13 @@ class Trainer:
 
     @contextlib.contextmanager
     def _closing(self, bar: ProgressBar, logger: Logger) -> Iterator[None]:
+        outcome: Outcome = "failed"
         try:
             yield
+            outcome = "completed"
+        except (StopRequestedError, TimeIsOverError, KeyboardInterrupt):
+            outcome = "stopped"
+            raise
         finally:
             bar.close()
             try:
@@ -212,7 +218,7 @@ class Trainer:
             except Exception as error:  # do not mask the original error, which says more
                 log.warning("%s", error)
             finally:
-                logger.close()
+                logger.close(outcome)
 
     def _wait_for_files(self) -> None:
         """Wait until pending files are written; if a write fails, all ranks raise."""

@@ -9,7 +9,8 @@ from genimg.errors import CheckpointError, ConfigError, UserError
 
 RUN_FILES = (
     "config.yaml", ".hydra", "train.log", "console.log", "metrics.jsonl", "summary.json", "report.html", "report.csv",
-    "report.md", "samples", "tensorboard", "checkpoints", "averages", "wandb-id.txt", "wandb",
+    "report.md", "samples", "tensorboard", "checkpoints", "averages", "mlflow-id.txt", "trackio-id.txt", "wandb-id.txt",
+    "wandb",
 )  # fmt: skip
 """Files and folders that a run writes into its directory. The content of ``wandb`` belongs to that program and has links."""
 

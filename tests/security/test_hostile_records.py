@@ -35,7 +35,7 @@ def test_a_unreadable_line_costs_that_line_alone(tmp_path: Path, caplog: pytest.
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b"\n".join([GOOD[0], line, *GOOD[1:], b""]))
     with caplog.at_level(logging.WARNING):
-        Logger(tmp_path, step=3).close()
+        Logger(tmp_path, step=3).close("completed")
     assert path.read_bytes().splitlines() == GOOD
     assert [record.getMessage() for record in caplog.records] == [
         f"{path}: line 2 cannot be read as a record and is removed; the others are kept"
@@ -46,7 +46,7 @@ def test_many_unreadable_lines_are_one_warning(tmp_path: Path, caplog: pytest.Lo
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b"\n".join([b"x"] * 1000 + GOOD))
     with caplog.at_level(logging.WARNING):
-        Logger(tmp_path, step=3).close()
+        Logger(tmp_path, step=3).close("completed")
     assert path.read_bytes().splitlines() == GOOD
     assert [record.getMessage() for record in caplog.records] == [
         f"{path}: lines 1, 2, 3, 4, 5, ... cannot be read as a record and are removed; the others are kept"
@@ -56,7 +56,7 @@ def test_many_unreadable_lines_are_one_warning(tmp_path: Path, caplog: pytest.Lo
 def test_a_line_that_a_killed_run_did_not_finish_needs_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([*GOOD, b'{"step": 4, "im']))
     with caplog.at_level(logging.WARNING):
-        Logger(tmp_path, step=3).close()
+        Logger(tmp_path, step=3).close("completed")
     assert not caplog.records
 
 

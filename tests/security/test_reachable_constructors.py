@@ -62,6 +62,8 @@ HARMLESS = {
     "genimg.training.ema.chosen_weights.weights",  # the name of an average
     "genimg.training.wandb.WandbRecorder.project",  # a logger is taken from the command line alone
     "genimg.training.wandb.WandbRecorder.entity",
+    "genimg.training.mlflow.MlflowRecorder.experiment",
+    "genimg.training.trackio.TrackioRecorder.project",
 }
 """Parameters with such a name that decide nothing of the kind."""
 

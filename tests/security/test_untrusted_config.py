@@ -110,5 +110,5 @@ def test_no_logger_is_started(trained: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     done = run_command("train", f"resume={evil}", "run_dir=new", "trainer.duration=4 steps", cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "to continue with it, add logger=wandb" in done.stdout + done.stderr
+    assert "to continue with it, choose it again with logger=NAME" in done.stdout + done.stderr
     assert "theirs" not in (tmp_path / "new" / "config.yaml").read_text()

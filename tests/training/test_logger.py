@@ -24,7 +24,7 @@ def write_records(run_dir, *steps):
     logger = Logger(run_dir, step=0)
     for step in steps:
         logger.scalars(step, step * 8, {"loss/a": step / 3.0})
-    logger.close()
+    logger.close("completed")
 
 
 def test_scalars_become_one_line_each(tmp_path):
@@ -40,7 +40,7 @@ def test_a_resumed_run_drops_the_records_it_will_repeat_and_keeps_that_of_its_st
     logger = Logger(tmp_path, step=20)
     assert [record["step"] for record in records(tmp_path)] == [10, 20]
     logger.scalars(30, 240, {"loss/a": 0.0})
-    logger.close()
+    logger.close("completed")
     assert [record["step"] for record in records(tmp_path)] == [10, 20, 30]
     assert sorted(path.name for path in tmp_path.glob("metrics*")) == ["metrics.jsonl"]
 
@@ -52,7 +52,7 @@ def test_a_line_that_a_killed_run_did_not_finish_is_dropped(tmp_path, unfinished
         file.write(unfinished)
     logger = Logger(tmp_path, step=20)
     logger.scalars(30, 240, {"loss/a": 0.0})
-    logger.close()
+    logger.close("completed")
     assert [record["step"] for record in records(tmp_path)] == [10, 30]
 
 
@@ -60,7 +60,7 @@ def test_pictures_are_grids_of_rounded_images(tmp_path):
     images = torch.tensor([-1.0, 0.0, 0.5, 1.0]).view(4, 1, 1, 1).expand(4, 3, 2, 2)
     logger = Logger(tmp_path, step=0)
     logger.pictures(3, 1234, {"samples": images})
-    logger.close()
+    logger.close("completed")
     picture = np.asarray(Image.open(tmp_path / "samples" / "samples-000001234.png"))
     assert picture.shape == (10, 10, 3)  # two by two images of 2 px, three borders of 2 px
     corners = [picture[row, column, 0] for row in (2, 6) for column in (2, 6)]

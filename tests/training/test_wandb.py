@@ -49,8 +49,9 @@ class StandIn(types.ModuleType):
     def log(self, values: dict[str, Any], step: int) -> None:
         self.logged.append((step, values))
 
-    def finish(self) -> None:
+    def finish(self, exit_code: int) -> None:
         self.ended += 1
+        self.exit_code = exit_code
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_records_go_to_both_places(wandb: StandIn, tmp_path: Path) -> None:
     logger = Logger(run_dir, step=0, recorder=recorder)
     logger.scalars(5, 40, {"loss/total": 1.5})
     logger.pictures(5, 40, {"samples": torch.full((4, 1, 8, 8), 1.0)})
-    logger.close()
+    logger.close("completed")
     settings = wandb.begun[0]
     assert {key: settings[key] for key in SETTINGS} == SETTINGS
     assert (settings["name"], settings["config"], settings["resume"]) == ("a_run", {"seed": 3}, "allow")
@@ -78,7 +79,7 @@ def test_records_go_to_both_places(wandb: StandIn, tmp_path: Path) -> None:
     assert (step, values["images"]) == (5, 40)
     assert values["pictures/samples"].dtype == np.uint8
     assert values["pictures/samples"].max() == 255
-    assert wandb.ended == 1
+    assert (wandb.ended, wandb.exit_code) == (1, 0)
     assert json.loads((run_dir / "metrics.jsonl").read_text())["loss/total"] == 1.5
 
 
