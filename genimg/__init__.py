@@ -22,20 +22,22 @@ if TYPE_CHECKING:
     from genimg.api.model import Model, load
     from genimg.api.run import DivergedError, Run
     from genimg.api.train import train
+    from genimg.api.verification import Verification
+    from genimg.api.verify import verify
     from genimg.data.datasets.external import as_dataset
     from genimg.evaluation.result import Evaluation
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "CheckpointError", "ConfigError", "DataError", "DivergedError", "Evaluation", "Model", "Run", "UserError", "as_dataset",
-    "compose", "evaluate", "load", "train",
+    "CheckpointError", "ConfigError", "DataError", "DivergedError", "Evaluation", "Model", "Run", "UserError", "Verification",
+    "as_dataset", "compose", "evaluate", "load", "train", "verify",
 ]  # fmt: skip
 
 _HOMES = {
     "DivergedError": "api.run", "Evaluation": "evaluation.result", "Model": "api.model", "Run": "api.run",
     "as_dataset": "data.datasets.external", "compose": "api.compose", "evaluate": "api.evaluate", "load": "api.model",
-    "train": "api.train",
+    "Verification": "api.verification", "train": "api.train", "verify": "api.verify",
 }  # fmt: skip
 
 

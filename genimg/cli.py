@@ -23,6 +23,7 @@ from genimg.commands.arguments import (
     continued_in_its_own_directory,
     in_hydras_order,
     value_of,
+    with_run,
     with_runs,
 )
 from genimg.commands.failures import Failure, end, leave
@@ -90,6 +91,12 @@ def report() -> None:
 def export() -> None:
     """genimg-export"""
     with _command("export", "export.export") as run:
+        run()
+
+
+def verify() -> None:
+    """genimg-verify"""
+    with _command("verify", "verify.verify", rewrite=with_run) as run:
         run()
 
 

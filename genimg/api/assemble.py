@@ -83,6 +83,8 @@ def assemble(
     trained: Mapping[str, Tensor] = MappingProxyType({}),
     check_classes: Callable[[Sequence[str]], None] | None = None,
     initialise: Callable[[Method], None] | None = None,
+    from_the_start: bool = False,
+    evaluates: bool = True,
 ) -> Assembly:
     """Build the components of a training run. Cheap checks run first, so a typo fails before any download.
 
@@ -97,6 +99,8 @@ def assemble(
         weights, trained: See ``build_method``. Only the first rank needs ``trained``.
         check_classes: Function called with the class names of the data before the model is built.
         initialise: See ``build_method``; only the first rank needs it.
+        from_the_start: See ``build_method``.
+        evaluates: Whether to build the evaluation.
 
     Raises:
         ConfigError, DataError: If the config or the data is invalid.
@@ -132,7 +136,7 @@ def assemble(
             require_names(profiles)
         with mounted("trainer", settings):
             chosen_weights(profiles, settings.weights)
-        method = build_method(config, dataset, task, facts, builder, method_class, weights, trained, initialise)
+        method = build_method(config, dataset, task, facts, builder, method_class, weights, trained, initialise, from_the_start)
         specs = optimizer_specs(config, method, builder)
         if is_sharded:
             for spec in specs.values():
@@ -151,7 +155,9 @@ def assemble(
     with first_of_each_host():
         optimizers = make_optimizers()
         performance = _checked_graphs(config, performance, optimizers, schedules)
-        config, evaluator = _evaluator(config, builder, may_replace_evaluation)  # last, because this may download weights
+        evaluator = None
+        if evaluates:
+            config, evaluator = _evaluator(config, builder, may_replace_evaluation)  # last, because this may download weights
         if evaluator is not None:
             with mounted("evaluation", evaluator.evaluator):
                 evaluator.check(method, dataset)

@@ -9,7 +9,7 @@ from genimg.config.compose import Config, require_all_values
 from genimg.config.compose import compose as compose_for
 from genimg.errors import ConfigError
 
-_COMMANDS = ("train", "eval", "sample", "translate", "features", "prepare", "augment", "report", "export")
+_COMMANDS = ("train", "eval", "sample", "translate", "features", "prepare", "augment", "report", "export", "verify")
 
 
 def compose(overrides: Sequence[str] = (), *, command: str = "train") -> Config:
@@ -17,8 +17,8 @@ def compose(overrides: Sequence[str] = (), *, command: str = "train") -> Config:
 
     Args:
         overrides: Arguments such as ``model=dcgan`` and ``trainer.batch_size=32``.
-        command: ``train``, ``eval``, ``sample``, ``translate``, ``features``, ``prepare``, ``augment``, ``report`` or
-            ``export``.
+        command: ``train``, ``eval``, ``sample``, ``translate``, ``features``, ``prepare``, ``augment``, ``report``,
+            ``export`` or ``verify``.
 
     Returns:
         The resolved config, read-only; ``raw`` holds it with its interpolations.

@@ -9,6 +9,7 @@ import torch
 
 from genimg.config.instantiate import Builder, mounted
 from genimg.data.datasets.builtin import ImageDataset
+from genimg.data.datasets.external import as_dataset, dataset_of
 from genimg.data.datasets.unpaired import UnpairedDataset
 from genimg.data.loader import NOISE_KEY, ImageLoader, UnpairedImageLoader
 from genimg.data.split import at_most, without_validation
@@ -54,6 +55,40 @@ def build_dataset(config: Mapping[str, Any], builder: Builder, given: ImageDatas
             dataset = without_validation(dataset, validation)
     with mounted("data", at_most):
         return at_most(dataset, data.get("max_images"))
+
+
+def own_dataset(dataset: object, config: Mapping[str, Any]) -> ImageDataset:
+    """Return images given in Python as the dataset of a training with ``data=given``.
+
+    Args:
+        dataset: Images in the forms of ``genimg.as_dataset``.
+        config: Config of the training, whose ``data`` gives their size.
+    """
+    data = config["data"]
+    with mounted("data", as_dataset):
+        return dataset_of(dataset, "dataset", image_size=data["image_size"], channels=data["channels"], fit=data["fit"])
+
+
+def root_key(data_root: str, data: Mapping[str, Any]) -> str:
+    """Return the key, in the group ``data``, of the directory or file that a checkpoint's data is read from.
+
+    Args:
+        data_root: New value of the key, for the message.
+        data: The checkpoint's group ``data``.
+
+    Raises:
+        ConfigError: If the data is not read from one directory or file.
+    """
+    if data.get("a") is not None:
+        raise ConfigError(
+            f"data_root={data_root} has no effect, because this checkpoint's data are two folders, data.a and data.b: remove it"
+        )
+    key = next((key for key in ("root", "path") if key in data), None)
+    if key is None:
+        raise ConfigError(
+            f"data_root={data_root} has no effect, because this checkpoint's data is not read from a directory: remove it"
+        )
+    return key
 
 
 def other_split(data: Mapping[str, Any], split: str, *, key: str, instead: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 
 from genimg.api.checkpoints import TrainedCheckpoint, check_own_images
 from genimg.api.copies import named_held_out, own_held_out, show_neighbors
-from genimg.api.data import GIVEN, build_dataset, build_loader, other_split
+from genimg.api.data import GIVEN, build_dataset, build_loader, other_split, root_key
 from genimg.api.evaluate_features import compare, evaluation_of, evaluator_for, uses_inception, with_inception_weights
 from genimg.api.evaluate_held_out import evaluate_held_out
 from genimg.api.evaluate_request import Request, check_picture
@@ -168,7 +168,7 @@ def _data(request: Request, data: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     options = request.options
     if options.data_root is not None and request.real is None:
-        data = {**data, _root_key(options.data_root, data): options.data_root}
+        data = {**data, root_key(options.data_root, data): options.data_root}
     if options.split is None:
         return data
     if request.real is not None:
@@ -177,20 +177,6 @@ def _data(request: Request, data: Mapping[str, Any]) -> Mapping[str, Any]:
             "remove one of them"
         )
     return other_split(data, options.split, key="split", instead="use real=DIR")
-
-
-def _root_key(data_root: str, data: Mapping[str, Any]) -> str:
-    """Return the key of the directory or file that the data is read from."""
-    if data.get("a") is not None:
-        raise ConfigError(
-            f"data_root={data_root} has no effect, because this checkpoint's data are two folders, data.a and data.b: remove it"
-        )
-    key = next((key for key in ("root", "path") if key in data), None)
-    if key is None:
-        raise ConfigError(
-            f"data_root={data_root} has no effect, because this checkpoint's data is not read from a directory: remove it"
-        )
-    return key
 
 
 def _evaluate_samples(request: Request, checkpoint: TrainedCheckpoint, device: torch.device) -> Evaluation | None:

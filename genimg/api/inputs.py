@@ -162,7 +162,7 @@ class ImageReader:
                 range=self.range,
             )
         except UserError as error:
-            raise _of_option(key, "root", error) from error
+            raise of_option(key, "root", error) from error
 
     def _archive(self, key: str, file: str, array: str | None) -> ImageDataset:
         """Read the images of an .npz.
@@ -193,7 +193,7 @@ class ImageReader:
                 problem = error.problem.removeprefix(f"{error.key}={array or 'null'}")
                 given = f"{file}:{array}" if array else file
                 raise type(error)(f"{key}={given}{problem}", f"name an array, as in {key}={file}:NAME") from error
-            raise _of_option(key, "path", error) from error
+            raise of_option(key, "path", error) from error
 
     def _dataset(self, key: str, name: str, split: str) -> Side:
         overrides = [f"data={name}"]
@@ -212,7 +212,7 @@ class ImageReader:
         except UserError as error:
             if error.key == "data.split":  # set by the last part of this option's value
                 raise type(error)(error.problem.replace("data.split=", f"{key}={name}:", 1), error.fix) from error
-            raise _of_option("data_root", "data.root", error) from error
+            raise of_option("data_root", "data.root", error) from error
         return self._side(source, groups["evaluation"])
 
     def _side(self, source: ImageDataset, evaluation: Mapping[str, Any] | None = None) -> Side:
@@ -222,7 +222,7 @@ class ImageReader:
         return Side(source=source, images=DatasetImages(data), evaluation=evaluation)
 
 
-def _of_option(key: str, parameter: str, error: UserError) -> UserError:
+def of_option(key: str, parameter: str, error: UserError) -> UserError:
     """Rewrite an error about a dataset's parameter to name the option ``key`` that sets it; return other errors unchanged."""
     if error.key != parameter:
         return error

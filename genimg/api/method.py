@@ -60,6 +60,7 @@ def build_method(
     weights: Mapping[str, Tensor] | None = None,
     trained: Mapping[str, Tensor] = MappingProxyType({}),
     initialise: Callable[[Method], None] | None = None,
+    from_the_start: bool = False,
 ) -> Method:
     """Build the model, and check it against the data.
 
@@ -73,6 +74,7 @@ def build_method(
         weights: Weights of the checkpoint that the run continues; they are checked before the model is allocated.
         trained: Weights of the model's frozen networks, by name.
         initialise: Function that replaces the initial weights, if any. Buffers that depend on the data are set afterwards.
+        from_the_start: Whether the run begins although ``weights`` are given, which are then only checked.
 
     Raises:
         CheckpointError: If the weights do not fit the model.
@@ -119,7 +121,7 @@ def build_method(
         method.load_state_dict({**method.state_dict(), **trained})
     if isinstance(method, TakesConditions):
         method.set_condition_bank(_conditions(dataset, method, method.condition_bank_size))
-    if isinstance(method, MeasuresData) and method.measures_data and weights is None:
+    if isinstance(method, MeasuresData) and method.measures_data and (weights is None or from_the_start):
         chosen = random_order(len(dataset), seed=0)[: max(64, min(_NUM_MEASURED, _NUM_VALUES // math.prod(dataset.shape)))]
         images, _, _ = read_many_valid(dataset, chosen, allowed=len(chosen))  # the loader reports corrupt ones
         method.set_data_statistics(to_float(torch.from_numpy(images)))

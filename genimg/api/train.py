@@ -14,12 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
 import genimg
 from genimg.api.assemble import Assembly, assemble, describe_parts
+from genimg.api.data import own_dataset
 from genimg.api.debugging import shortened
 from genimg.api.default_evaluation import with_evaluation
 from genimg.api.dry_run import rehearse
@@ -37,13 +39,8 @@ from genimg.api.usual import (
 )
 from genimg.config import resume
 from genimg.config.compose import Composition, Config, compose, require_all_values, thaw
-from genimg.config.instantiate import mounted
 from genimg.config.structure import require_groups
-from genimg.data.datasets.builtin import ImageDataset
-from genimg.data.datasets.external import as_dataset, dataset_of
-from genimg.data.identity import Identity, identity_of
 from genimg.errors import ConfigError, UserError, is_bug
-from genimg.methods.capabilities import Translates
 from genimg.training.autotune import resolve_auto
 from genimg.training.components import TrainingComponents
 from genimg.training.device import describe_hardware
@@ -206,9 +203,10 @@ def prepare(
     facts = {
         "genimg_version": genimg.__version__,
         "torch_version": str(torch.__version__),
+        "numpy_version": np.__version__,
         "num_images": len(parts.source),
         "class_names": list(parts.source.class_names),
-        "data": _identity(parts),
+        "data": parts.identity(),
         "facts": assembly.facts.record(),
         "decisions": parts.decisions.record(),
         "hardware": describe_hardware(parts.device),
@@ -300,7 +298,7 @@ def _built(
         device_name=device_name if world_size() > 1 else config["device"],
         named=start.named,
         may_replace_evaluation=start.may_replace_evaluation,
-        dataset=None if dataset is None else _own_dataset(dataset, config),
+        dataset=None if dataset is None else own_dataset(dataset, config),
         weights=None if saved is None else saved.state["method"],
         trained={} if found is None or saved is not None else found[1],
         check_classes=None if saved is None else partial(resume.check_classes, saved.state, force=bool(config["resume_force"])),
@@ -366,12 +364,6 @@ def _restore(trainer: Trainer, saved: resume.Saved, config: Config) -> None:
     log.info("resuming from %s at %d images", saved.path, trainer.state.images)
 
 
-def _own_dataset(dataset: object, config: Config) -> ImageDataset:
-    data = config["data"]
-    with mounted("data", as_dataset):
-        return dataset_of(dataset, "dataset", image_size=data["image_size"], channels=data["channels"], fit=data["fit"])
-
-
 class _Recorders:
     """Passes a run's records to the config's logger, if any, and to callbacks."""
 
@@ -396,12 +388,6 @@ class _Recorders:
     def close(self, outcome: Outcome) -> None:
         if self._logger:
             self._logger.close(outcome)
-
-
-def _identity(parts: TrainingComponents) -> Identity:
-    task = parts.method.task if isinstance(parts.method, Translates) else None
-    masks = None if task is None else task.fingerprint()
-    return identity_of(parts.source, captions="caption" in parts.method.batch_keys, masks=masks)
 
 
 def _announce(composition: Composition, assembly: Assembly, parts: TrainingComponents, trainer: Trainer, run_dir: Path) -> None:

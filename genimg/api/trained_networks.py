@@ -64,6 +64,33 @@ def with_trained_networks(composition: Composition) -> tuple[Composition, Mappin
     return (replace(composition, config=config) if weights else composition), weights
 
 
+def frozen_weights(config: Mapping[str, Any], weights: Mapping[str, Tensor], allow: tuple[str, ...]) -> Mapping[str, Tensor]:
+    """Return the weights of the networks in a checkpoint that other runs have trained, by their names in the model.
+
+    Args:
+        config: The checkpoint's config.
+        weights: The checkpoint's weights and buffers by name.
+        allow: Packages that the user trusts in addition to genimg.
+
+    Raises:
+        CheckpointError: If they differ from those with which the run has begun.
+    """
+    found: dict[str, Tensor] = {}
+    model = config["model"]
+    for name, hint in type_hints(Builder((*ALLOWED, *allow)).locate(model["_target_"], "model")).items():
+        if hint is not FrozenAutoencoder or not isinstance(model.get(name), Mapping):
+            continue
+        prefix = f"{name}.space."
+        own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+        if (digest := digest_of(own)) != model[name].get("sha256"):
+            raise CheckpointError(
+                f"model.{name} in the checkpoint has the SHA-256 {digest[:12]}..., but the run began with "
+                f"{str(model[name].get('sha256'))[:12]}...: its weights have changed"
+            )
+        found |= {f"{prefix}{key}": value for key, value in own.items()}
+    return found
+
+
 def load_autoencoder(given: str, key: str, allow: tuple[str, ...]) -> FrozenAutoencoder:
     """Return a trained autoencoder with its weights, on the CPU.
 

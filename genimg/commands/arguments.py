@@ -130,6 +130,23 @@ def with_runs(arguments: Sequence[str]) -> list[str]:
     return [*rest, f"runs=[{','.join(map(quoted, words))}]"]
 
 
+def with_run(arguments: Sequence[str]) -> list[str]:
+    """Replace an argument such as ``DIR`` by ``run='DIR'``.
+
+    Raises:
+        ConfigError: If there are several, or ``run=`` is also given.
+    """
+    given_words, flags = parted(arguments)
+    words = [word for word in given_words if "=" not in word or Path(word).is_dir()]
+    rest = [*(word for word in given_words if word not in words), *flags]
+    if not words:
+        return rest
+    others = [*words[1:], *(each for each in rest if each.lstrip("+").startswith("run="))]
+    if others:
+        raise ConfigError(f"{words[0]} and {others[0]} both name a run: give one of them", key="run")
+    return [*rest, f"run={quoted(words[0])}"]
+
+
 def parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split arguments into those that are not flags, and the flags with their values."""
     words: list[str] = []

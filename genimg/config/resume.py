@@ -123,6 +123,21 @@ def find_start(composition: Composition, run_dir: Path) -> Start:
         checkpoint.require_whole(saved.state, saved.path)
         require_saved_structure(saved.state["config"], saved.path)
     _refuse_to_overwrite(folder, saved)
+    return start_from(saved, composition, run_dir)
+
+
+def start_from(saved: Saved | None, composition: Composition, run_dir: Path) -> Start:
+    """Return the config to train with from a checkpoint, if any, on top of whose config this command line is applied.
+
+    Args:
+        saved: Complete checkpoint to continue from; None for a new run.
+        composition: Composition of the command line.
+        run_dir: Directory of the run.
+
+    Raises:
+        CheckpointError, ConfigError: See ``find_start``.
+    """
+    composed = composition.config
     raw = _on_top_of(saved.state, composition) if saved and names_a_checkpoint(composed) else _plain(composed)
     raw["run_dir"] = str(run_dir)
     named = _take_out_what_is_local(raw, composition) if saved and names_a_checkpoint(composed) else None
@@ -234,7 +249,7 @@ def check_facts(saved: Node, facts: Node, *, force: bool) -> None:
         ConfigError: If the number, classes or order of the images differ and ``force`` is not set.
     """
     _compare_images(saved, facts, force=force)
-    for name in ("decisions", "genimg_version", "torch_version", "hardware", "processes", "performance"):
+    for name in ("decisions", "genimg_version", "torch_version", "numpy_version", "hardware", "processes", "performance"):
         if name in saved:
             then = saved[name]
             if name == "decisions":
@@ -242,7 +257,9 @@ def check_facts(saved: Node, facts: Node, *, force: bool) -> None:
             for key, now in _entries(name, facts[name]).items():
                 if key == "hardware.threads" and facts["decisions"]["threads"] is not None and last_threads(saved) is not None:
                     continue  # compared as a decision: the number may change during a run
-                before = _entries(name, then).get(key, "not recorded")
+                if key not in _entries(name, then):  # a checkpoint of an earlier version
+                    continue
+                before = _entries(name, then)[key]
                 if key == "decisions.threads" and now is None:  # a GPU trains now, and the device differs, too
                     continue
                 if now != before and before is not None:  # None: durations in time were first used for the rest of the run
@@ -299,9 +316,9 @@ def _entries(name: str, fact: Any) -> Node:
     return {f"{name}.{key}": value for key, value in fact.items()} if isinstance(fact, dict) else {name: fact}
 
 
-def _differences(old: Node, new: Node) -> dict[str, str]:
+def differences(old: Node, new: Node) -> dict[str, str]:
     """Return ``old -> new`` by key, for every key that differs and affects the training."""
-    flat_old, flat_new = _with_whole_shares(flatten(old)), _with_whole_shares(flatten(new))
+    flat_old, flat_new = _with_whole_shares(flatten(_NEW | old)), _with_whole_shares(flatten(new))
     keys = [key for key in sorted(flat_old | flat_new) if not _harmless(key)]
     changes = {key: (flat_old.get(key, _ABSENT), flat_new.get(key, _ABSENT)) for key in keys}
     added = {key for key, values in changes.items() if key in _ADDED and set(values) == {None, _ABSENT}}
@@ -314,7 +331,7 @@ def _with_whole_shares(flat: Node) -> Node:
     return {key: value if to_share(value) is None else f"{value} of {duration}" for key, value in flat.items()}
 
 
-def _in_short(changes: dict[str, str], old_raw: Node, new_raw: Node) -> str:
+def in_short(changes: dict[str, str], old_raw: Node, new_raw: Node) -> str:
     """Return the differences as lines. A group with another option has one line; keys that follow from other keys have none."""
     flat_old, flat_new = flatten(old_raw), flatten(new_raw)
     derived = {
@@ -336,7 +353,7 @@ def _in_short(changes: dict[str, str], old_raw: Node, new_raw: Node) -> str:
 
 
 def _compare(saved: Saved, config: Config, named: instantiate.Named | None) -> None:
-    changes = _differences(_NEW | saved.state["config"], config)
+    changes = differences(saved.state["config"], config)
     found = Decisions.restored(saved.state["decisions"]).accumulation
     if {saved.state["config"]["trainer"]["accumulation"], config["trainer"]["accumulation"]} <= {"auto", found}:
         changes.pop("trainer.accumulation", None)
@@ -345,7 +362,7 @@ def _compare(saved: Saved, config: Config, named: instantiate.Named | None) -> N
         changes.pop(place.key, None)
     if not changes:
         return
-    listed = _in_short(changes, saved.state["raw_config"], config.raw)
+    listed = in_short(changes, saved.state["raw_config"], config.raw)
     differs = f"the config differs from that of {saved.path} in ways that change the result:\n  {listed}\n"
     impossible = _why_impossible(saved.state, changes, config, named)
     if impossible:

@@ -77,8 +77,8 @@ def _run_when_made(job: Callable[[Any], object], copy: Any, wait: Callable[[], o
 def unchanged_buffers(module: nn.Module) -> Iterator[None]:
     """Restore the buffers of ``module`` after the block.
 
-    Previews compute standing statistics and fit densities. When they are made depends on the clock, so they must not change
-    the contents of a checkpoint.
+    Pictures and evaluations compute standing statistics and fit densities. They may depend on the clock, and a run may be
+    resumed with others, so they must not change the contents of a checkpoint.
     """
     buffers = [(part, name, value) for part in module.modules() for name, value in part._buffers.items() if value is not None]
     copies = [value.clone() for _, _, value in buffers]

@@ -11,8 +11,10 @@ import torch
 from torch.optim import Optimizer
 
 from genimg.data.datasets.builtin import ImageDataset
+from genimg.data.identity import Identity, identity_of
 from genimg.data.loader import ImageLoader
 from genimg.methods.base import Method
+from genimg.methods.capabilities import Translates
 from genimg.training.checkpoint import CheckpointFolder
 from genimg.training.decisions import Decisions
 from genimg.training.device import Precision
@@ -72,6 +74,12 @@ class TrainingComponents:
             self.images_per_second,
             None if self.threads is None else self.threads.number,
         )
+
+    def identity(self) -> Identity:
+        """Return the identity of the images, as recorded in checkpoints."""
+        task = self.method.task if isinstance(self.method, Translates) else None
+        masks = None if task is None else task.fingerprint()
+        return identity_of(self.source, captions="caption" in self.method.batch_keys, masks=masks)
 
     def trainer(
         self,

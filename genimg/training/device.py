@@ -102,7 +102,10 @@ def _has_fast_bf16(device: torch.device) -> bool:
 def describe_hardware(device: torch.device) -> dict[str, str | int]:
     """Return the hardware facts that are recorded with measured numbers."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return {"device": device.type, "name": name, "threads": torch.get_num_threads(), "system": platform.platform()}
+    instructions = {"instructions": torch.backends.cpu.get_cpu_capability()} if device.type == "cpu" else {}
+    return {
+        "device": device.type, "name": name, **instructions, "threads": torch.get_num_threads(), "system": platform.platform()
+    }  # fmt: skip
 
 
 def _processor() -> str:

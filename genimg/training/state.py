@@ -85,6 +85,8 @@ class TrainingState:
     waiting_seconds: float = 0.0  # part of ``seconds`` spent waiting for batches
     evaluation_seconds: float = 0.0
     threads: list[tuple[int, int]] = field(default_factory=list)  # (step, number of CPU threads from that step on)
+    # (first step, number of steps, number of CPU threads) of steps that compared another number; None from older versions
+    compared_threads: list[tuple[int, int, int]] | None = field(default_factory=list)
 
     @classmethod
     def restored(cls, saved: Mapping[str, Any]) -> TrainingState:
@@ -96,6 +98,8 @@ class TrainingState:
         state = restored(cls, saved, "training")
         if state.best and "num_evaluations" not in saved:
             state.num_evaluations = None
+        if "compared_threads" not in saved:
+            state.compared_threads = None
         return state
 
     @property

@@ -6,12 +6,14 @@ core. Alone, small networks may also be fastest with fewer threads than cores. N
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import logging
 import math
+import operator
 import statistics
 import time
-from collections.abc import Callable, Iterator, MutableSequence
+from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -237,13 +239,16 @@ class ThreadControl:
             self._choice = ThreadChoice(threads.number, threads.most, now, is_measured=threads.is_measured)
 
     @contextlib.contextmanager
-    def of_step(self, step: int, history: MutableSequence[tuple[int, int]]) -> Iterator[None]:
+    def of_step(
+        self, step: int, history: MutableSequence[tuple[int, int]], compared: MutableSequence[tuple[int, int, int]] | None
+    ) -> Iterator[None]:
         """Run the block, a step of training, with the number of threads to use now; afterwards, the chosen one is set.
 
         Args:
             step: Number of the step.
-            history: List that receives (step, number of threads) where another number is chosen. Steps that compare numbers are
-                not listed.
+            history: List that receives (step, number of threads) where another number is chosen.
+            compared: List that receives (first step, number of steps, number of threads) of steps that compare another number
+                with the chosen one; None to record none.
         """
         if self._threads is None:
             yield
@@ -252,17 +257,55 @@ class ThreadControl:
         chosen = self._threads.number if choice is None else choice.chosen
         if not history or history[-1][1] != chosen:
             history.append((step, chosen))
-        _set_threads(chosen if choice is None else choice.number)
+        number = chosen if choice is None else choice.number
+        if number != chosen and compared is not None:
+            _add_step(compared, step, number)
+        set_threads(number)
         start = self._now()
         yield
         if choice is None:
             return
         if times := choice.add_step(self._now() - start):
             log.info("threads: %d from now on (%s)", choice.chosen, described(times, choice.chosen, self._batch_size))
-        _set_threads(choice.chosen)  # for evaluations and pictures
+        set_threads(choice.chosen)  # for evaluations and pictures
 
 
-def _set_threads(number: int) -> None:
+def _add_step(compared: MutableSequence[tuple[int, int, int]], step: int, number: int) -> None:
+    """Add a step to the last entry of a list of (first step, number of steps, number of threads), or to a new one."""
+    first, count, before = compared[-1] if compared else (0, 0, 0)
+    if before == number and first + count == step:
+        compared[-1] = (first, count + 1, number)
+    else:
+        compared.append((step, 1, number))
+
+
+class RecordedThreads:
+    """The number of threads of every step of an earlier training.
+
+    Args:
+        history: (step, number of threads) where another number was chosen, in order.
+        compared: (first step, number of steps, number of threads) of steps that compared another number, in order.
+        otherwise: Number of threads of steps before the first entry of ``history``; None if it is unknown.
+    """
+
+    def __init__(
+        self, history: Sequence[tuple[int, int]], compared: Sequence[tuple[int, int, int]], otherwise: int | None
+    ) -> None:
+        self._history, self._compared, self._otherwise = history, compared, otherwise
+
+    def at(self, step: int) -> int | None:
+        """Return the number of threads of a step; None if it is unknown."""
+        place = bisect.bisect_right(self._compared, step, key=operator.itemgetter(0)) - 1
+        if place >= 0:
+            first, count, number = self._compared[place]
+            if step < first + count:
+                return number
+        place = bisect.bisect_right(self._history, step, key=operator.itemgetter(0)) - 1
+        return self._history[place][1] if place >= 0 else self._otherwise
+
+
+def set_threads(number: int) -> None:
+    """Set PyTorch's number of CPU threads, unless it is the same already."""
     if torch.get_num_threads() != number:
         torch.set_num_threads(number)
 

@@ -196,7 +196,7 @@ class Trainer:
                     self._wait_for_files()
                     return self.state
                 progress = self.progress
-                with self._threads.of_step(progress.step, self.state.threads):
+                with self._threads.of_step(progress.step, self.state.threads, self.state.compared_threads):
                     batch = self._begin_step(stream, progress)
                     self._end_step(run(batch, progress), progress)
                 self._agree()
@@ -304,13 +304,13 @@ class Trainer:
         settings, images = self.settings, self.state.images
         done = images >= settings.duration
         is_last = done or self._time_is_over
-        if self._due(settings.log_interval) or is_last:
+        if self.due(settings.log_interval) or is_last:
             self._log(logger, bar)
         timed = time.monotonic() >= self._clocks.show_at and self.sharding is None  # sampling needs all ranks' weights
-        if self._due(settings.preview_interval) or is_last or images == 0 or timed:
+        if self.due(settings.preview_interval) or is_last or images == 0 or timed:
             self._show(logger)
         self._save_snapshots()
-        if (self._due(settings.checkpoint_interval) or is_last or self._stopping) and images != self._last_saved:
+        if (self.due(settings.checkpoint_interval) or is_last or self._stopping) and images != self._last_saved:
             self._save(best=False)
         elif self._time_to_save and images != self._last_saved:
             self._save(best=False, timed=True)
@@ -318,7 +318,7 @@ class Trainer:
             self._stop()
         if self.evaluator:
             try:
-                if (self._due(self.evaluator.interval) or is_last) and self.state.evaluated_at != images:
+                if (self.due(self.evaluator.interval) or is_last) and self.state.evaluated_at != images:
                     self._evaluate(self.evaluator, logger)
                 if done and self.evaluator.final_num_images is not None and not self.state.final:
                     self._evaluate_at_end(self.evaluator, self.evaluator.final_num_images, logger)
@@ -363,7 +363,7 @@ class Trainer:
             profile = average.profile
             if not isinstance(profile, PowerFunction) or not profile.num_snapshots:
                 continue
-            if self._due(max(self.settings.duration // profile.num_snapshots, self.settings.batch_size)):
+            if self.due(max(self.settings.duration // profile.num_snapshots, self.settings.batch_size)):
                 self.updater.raise_if_not_finite()
                 weights = self._gathered(average.state_dict())
                 if self._is_first_rank:
@@ -371,7 +371,7 @@ class Trainer:
                     write = partial(posthoc_ema.save, path, profile.length, self.state.images, average.copied_buffers())
                     self._write(write, weights)
 
-    def _due(self, interval: int) -> bool:
+    def due(self, interval: int) -> bool:
         """Return whether the last step crossed a multiple of ``interval`` images."""
         images = self.state.images
         return images > 0 and images // interval > (images - self.settings.batch_size) // interval
@@ -413,7 +413,7 @@ class Trainer:
         except ValueError:  # stop_if names an unknown metric; save the work so far
             self._save(best=best)
             raise
-        if self._due(evaluator.interval) or state.images >= self.settings.duration:  # not because the time is over
+        if self.due(evaluator.interval) or state.images >= self.settings.duration:  # not because the time is over
             state.worse_evaluations = state.worse_evaluations + 1 if worse else 0
         log.info("%s", Listing(f"{state.images} images: ", _in_short(result.values), " (best)" if best else ""))
         done = state.images >= self.settings.duration
@@ -443,14 +443,16 @@ class Trainer:
         self.updater.raise_if_not_finite()
         start, self._evaluating = time.monotonic(), True
         try:
-            result = evaluator.evaluate(
-                self.sampler(),
-                self.data,
-                self.device,
-                self._should_stop_evaluating,
-                num_images,
-                weights=label_of(self.averages, self.weights),
-            )
+            sampled = self.sampler()
+            with unchanged_buffers(sampled):
+                result = evaluator.evaluate(
+                    sampled,
+                    self.data,
+                    self.device,
+                    self._should_stop_evaluating,
+                    num_images,
+                    weights=label_of(self.averages, self.weights),
+                )
             result = broadcast_object(result)  # different GPUs differ in the last digits, and all ranks must decide alike
         finally:
             self._evaluating = False

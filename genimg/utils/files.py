@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from genimg.errors import ConfigError, UserError
+from genimg.utils.regular_files import UnsafeFileError, open_regular
 from genimg.utils.terminal import stop_signals
 
 log = logging.getLogger(__name__)
@@ -220,6 +221,30 @@ def alone_in(path: Path, message: str, *, patience: float = 0.0) -> Iterator[Non
                 pass
             yield
             return
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether another process holds the lock of ``alone_in``; no file is created or changed.
+
+    Args:
+        path: Path of the lock file.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: no locks
+        return False
+    try:
+        file = open_regular(path)
+    except (OSError, UnsafeFileError):
+        return False
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks
+            return False
+    return False
 
 
 def _opened_to_lock(path: Path) -> IO[str]:

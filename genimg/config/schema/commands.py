@@ -402,8 +402,32 @@ class Export:
     traceback: bool = option(_TRACEBACK, False)
 
 
+@dataclass(frozen=True)
+class Verify:
+    """genimg-verify: replay the steps between two checkpoints of a run, and certify that the later one follows bit for bit."""
+
+    run: str = option("Run directory; run= can be omitted", type="directory", heading="What to verify")
+    first: int | str | None = option(
+        "Step or file of the earlier checkpoint; 0: the initialisation; null: the last kept checkpoint before last",
+        None,
+        type="step | file | 0 | null",
+    )
+    last: int | str | None = option(
+        "Step or file of the later checkpoint; null: the last kept checkpoint", None, type="step | file | null"
+    )
+    all: bool = option("Verify each kept checkpoint from first (null: the first kept one) to last", False)
+    data_root: str | None = option("Directory of the dataset, if it has moved", None, type="directory | null")
+
+    device: str = option("Device of the same kind as in the training; auto: that kind", "auto", type=_DEVICE, heading="Replay")
+    threads: int | None = option("Number of CPU threads; null: the recorded numbers", None)
+    allow: list[str] = option(_ALLOW_OF_CHECKPOINT, [])
+
+    output: str | None = option("Also write the certificate to this JSON file", None, type="file | null", heading="Output")
+    traceback: bool = option(_TRACEBACK, False)
+
+
 COMMANDS: dict[str, type] = {
     "train": Train, "eval": Eval, "sample": Sample, "translate": Translate, "features": Features, "prepare": Prepare,
-    "augment_files": Augment, "report": Report, "export": Export,
+    "augment_files": Augment, "report": Report, "export": Export, "verify": Verify,
 }  # fmt: skip
 """Schemas by the name of the primary config."""

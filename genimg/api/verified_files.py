@@ -1,0 +1,136 @@
+"""Choose the checkpoints of a run that are verified."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from genimg.config.structure import require_saved_structure
+from genimg.errors import CheckpointError
+from genimg.training import checkpoint
+from genimg.utils.files import InUseError, is_locked
+from genimg.utils.paths import expanded
+
+_MORE = "a run keeps more of them with a larger trainer.keep_last or a smaller trainer.checkpoint_interval"
+_START = ("0", "start")
+
+
+@dataclass(frozen=True)
+class KeptCheckpoints:
+    """The checkpoints that a run has kept.
+
+    Attributes:
+        run: Directory of the run.
+        paths: Files by step, in order.
+    """
+
+    run: Path
+    paths: Mapping[int, Path]
+
+    @classmethod
+    def of(cls, run: Path) -> KeptCheckpoints:
+        """Return the checkpoints of a run directory.
+
+        Raises:
+            CheckpointError: If it is no run directory, or holds no checkpoint.
+            InUseError: If a training writes into it.
+        """
+        if not run.is_dir():
+            what = "is a file" if run.exists() else "does not exist"
+            raise CheckpointError(f"run={run} {what}: give a run directory", key="run")
+        if is_locked(run / ".hydra" / "lock"):
+            raise InUseError(f"run={run} is still being written by genimg-train", "wait until it ends, or stop it", key="run")
+        folder = run / "checkpoints"
+        paths: dict[int, Path] = {}
+        for path in checkpoint.numbered(folder):  # of each step, a regular one comes last
+            paths[checkpoint.step_of(path)] = path
+        if not paths:
+            raise CheckpointError(f"run={run} holds no checkpoints/step-N.pt: give a run directory of genimg-train", key="run")
+        return cls(run, paths)
+
+    @property
+    def oldest(self) -> Path:
+        """The first kept checkpoint."""
+        return self.paths[min(self.paths)]
+
+    def before(self, step: int) -> Path | None:
+        """Return the last kept checkpoint before a step, or None if there is none."""
+        steps = [each for each in self.paths if each < step]
+        return self.paths[max(steps)] if steps else None
+
+    def chosen(self, first: int | str | Path | None, last: int | str | Path | None, *, all: bool) -> Sequence[Path | None]:
+        """Return the files to verify in order; None as the first stands for the initialisation.
+
+        Args:
+            first, last, all: See ``genimg.api.verify.verify``.
+
+        Raises:
+            CheckpointError: If there are no such checkpoints, or fewer than two.
+        """
+        end = self.paths[max(self.paths)] if last is None else self._named("last", last)
+        start: Path | None = None
+        if first is None:
+            steps = [step for step in self.paths if step < self._step_of(end)]
+            if not steps:
+                raise CheckpointError(
+                    f"run={self.run} holds no checkpoint before {end.name}, from which it could be replayed",
+                    f"give first=0 to replay it from the initialisation; {_MORE}",
+                    key="first",
+                )
+            start = self.paths[min(steps) if all else max(steps)]
+        elif str(first) not in _START:
+            start = self._named("first", first)
+        if not all:
+            return [start, end]
+        low = 0 if start is None else self._step_of(start)
+        between = [path for step, path in self.paths.items() if low < step < self._step_of(end)]
+        return [start, *between, end]
+
+    def _named(self, key: str, given: int | str | Path) -> Path:
+        """Return the file of a step, or the one that a path or a name in the folder of checkpoints refers to.
+
+        Raises:
+            CheckpointError: If there is none.
+        """
+        text = str(given)
+        if text.isdecimal():
+            if int(text) not in self.paths:
+                kept = ", ".join(map(str, self.paths))
+                raise CheckpointError(
+                    f"{key}={text}: the run has kept no checkpoint of this step", f"choose one of {kept}", key=key
+                )
+            return self.paths[int(text)]
+        candidates = [expanded(key, given), self.run / "checkpoints" / text]
+        found = next((path for path in candidates if path.is_file()), None)
+        if found is None:
+            raise CheckpointError(f"{key}={given} does not exist", "give a step or a checkpoint file", key=key)
+        return found
+
+    def _step_of(self, path: Path) -> int:
+        """Return the step of a checkpoint, from its name if that holds it."""
+        for step, each in self.paths.items():
+            if each == path or each.samefile(path):
+                return step
+        return step_in(checked(path))
+
+
+def checked(path: Path, *, below: Path | None = None) -> dict[str, Any]:
+    """Read a checkpoint, and check that it is intact and complete.
+
+    Args:
+        path, below: See ``checkpoint.load``.
+
+    Raises:
+        CheckpointError: If it is damaged, or not a complete checkpoint.
+    """
+    state = checkpoint.load(path, below=below)
+    checkpoint.require_whole(state, path)
+    require_saved_structure(state["config"], path)
+    return state
+
+
+def step_in(state: Mapping[str, Any]) -> int:
+    """Return the step at which a complete checkpoint was written."""
+    return int(state["training"]["images"] // state["config"]["trainer"]["batch_size"])
