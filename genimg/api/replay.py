@@ -27,6 +27,7 @@ from genimg.methods.capabilities import PreparesSaving
 from genimg.training.autotune import resolve_auto
 from genimg.training.decisions import Decisions
 from genimg.training.device import describe_hardware
+from genimg.training.host_copies import snapshot
 from genimg.training.logger import SilentLogger
 from genimg.training.thread_choice import RecordedThreads, same_threads_afterwards, set_threads
 from genimg.training.trainer import Trainer
@@ -103,7 +104,8 @@ def replay(
             parts = resolve_auto(parts, accumulation=False, may_compile=False)
         trainer = parts.trainer(folder=Path(), make_logger=lambda *_: SilentLogger(), describe={})
         if not from_the_start:
-            trainer.load_state_dict(state)
+            # PyTorch's optimizers would train the checkpoint's own tensors.
+            trainer.load_state_dict({**state, "optimizers": snapshot(state["optimizers"])})
         hardware, begin = describe_hardware(parts.device), time.monotonic()
         numbers = _train(trainer, images, threads if parts.device.type == "cpu" else None, ends)
         seconds = time.monotonic() - begin

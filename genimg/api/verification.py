@@ -12,7 +12,8 @@ from genimg.training.state_differences import Difference, StateComparison
 from genimg.utils.durations import time_in_words
 from genimg.utils.paths import relative
 
-_MOST_SHOWN = 20  # parts, or elements, listed in the text
+_MOST_SHOWN = 20  # parts listed in the text
+_WITH = {"settings": "the settings of the later checkpoint", "threads": "the recorded number"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,12 @@ class Cause:
     kind: str
     text: str
     is_established: bool | None = None
+
+    def __str__(self) -> str:
+        if self.is_established is None:
+            return self.text
+        how = "leads to it, bit for bit" if self.is_established else "does not lead to it either"
+        return f"{self.text} (a replay with {_WITH.get(self.kind, 'it')} {how})"
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,7 @@ class Interval:
             )
             shown = [f"    {part}" for part in found.differing]
             lines += ["  differences:"] * bool(shown) + shown[:_MOST_SHOWN]
-        lines += [f"  cause:              {cause.text}" for cause in self.causes]
+        lines += [f"  cause:              {cause}" for cause in self.causes]
         return lines + [f"  note:               {note}" for note in self.notes]
 
     def record(self) -> dict[str, Any]:

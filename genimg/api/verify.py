@@ -95,9 +95,15 @@ def verify(
 
 
 def _advice(kept: KeptCheckpoints, intervals: Sequence[Interval], *, all: bool) -> list[str]:
-    if all or len(kept.paths) < 3 or len(intervals) > 1 or intervals[0].certified or intervals[0].is_corrupt:
+    causes = intervals[0].causes
+    if all or len(intervals) > 1 or len(kept.paths) < 3 or _are_known(causes):
         return []
     return [f"to verify every checkpoint that the run has kept: genimg-verify {argument('run', relative(kept.run))} all=true"]
+
+
+def _are_known(causes: Sequence[Cause]) -> bool:
+    """Return whether no further replay would help to find the causes of a difference, if there is one."""
+    return not any(cause.kind == "unknown" or cause.is_established is False for cause in causes)
 
 
 @dataclass(frozen=True)
@@ -200,7 +206,7 @@ class _Verifier:
             text = f"the replay diverged: the loss or gradient of {error.group} was not finite at step {error.step:,}"
             return Interval(first.about, last.about, None, (Cause("unknown", text),), tuple(notes), (), 0.0)
         comparison = compare_states(result.state, last.state, result.parameters)
-        if result.state["means"]["counts"] != last.state["means"]["counts"]:
+        if (pending := last.state["means"]["counts"]) and pending != result.state["means"]["counts"]:
             notes.append("the log values since the last log are not compared, because the run logged at other steps")
         causes: tuple[Cause, ...] = ()
         if comparison.differing:

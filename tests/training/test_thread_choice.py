@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from genimg.training import thread_choice
-from genimg.training.thread_choice import ThreadChoice, ThreadControl, Threads, described, fastest
+from genimg.training.thread_choice import RecordedThreads, ThreadChoice, ThreadControl, Threads, described, fastest
 
 ALONE = {2: 0.010, 1: 0.018}  # seconds of a step by number of threads: as on an AMD EPYC, where the second core halves the time
 BESIDE = {2: 0.060, 1: 0.020}  # beside one busy process
@@ -173,17 +173,21 @@ def test_control_sets_records_and_logs_every_change(caplog: pytest.LogCaptureFix
     now = 0.0
     control = ThreadControl(Threads(2, 2, is_fixed=False), 64, lambda: now)
     history: list[tuple[int, int]] = []
+    compared: list[tuple[int, int, int]] = []
     used: list[int] = []
     between: list[int] = []
     with caplog.at_level(logging.INFO):
         for step in range(5000):
-            with control.of_step(step, history):
+            with control.of_step(step, history, compared):
                 used.append(torch.get_num_threads())
                 now += (ALONE if now < 20 else BESIDE)[used[-1]]
             between.append(torch.get_num_threads())
     assert used[-1] == 1
     assert history == [(0, 2), (history[-1][0], 1)]
     assert set(used[history[-1][0] : history[-1][0] + 200]) == {1}
+    recorded = RecordedThreads(history, compared, None)
+    assert [recorded.at(step) for step in range(5000)] == used, "every step can be replayed"
+    assert len(compared) > 1
     assert between == [2] * (history[-1][0] - 1) + [1] * (5001 - history[-1][0]), "evaluations never use a number on trial"
     assert [record.getMessage() for record in caplog.records] == ["threads: 1 from now on (3,200 images/s; 2 threads: 1,067)"]
 
@@ -192,10 +196,16 @@ def test_control_sets_records_and_logs_every_change(caplog: pytest.LogCaptureFix
 def test_a_fixed_number_stays_and_is_recorded_once() -> None:
     control, history = ThreadControl(Threads(1, 2), 64), [(0, 2)]
     for step in range(7, 10):
-        with control.of_step(step, history):
+        with control.of_step(step, history, None):
             assert torch.get_num_threads() == 1
     assert history == [(0, 2), (7, 1)]
     before = torch.get_num_threads()
-    with ThreadControl(None, 64).of_step(10, history):
+    with ThreadControl(None, 64).of_step(10, history, None):
         assert torch.get_num_threads() == before
     assert len(history) == 2
+
+
+def test_recorded_numbers_are_those_of_the_steps() -> None:
+    recorded = RecordedThreads([(3, 2), (7, 1)], [(4, 2, 1), (9, 1, 4)], 8)
+    assert [recorded.at(step) for step in range(11)] == [8, 8, 8, 2, 1, 1, 2, 1, 1, 4, 1]
+    assert RecordedThreads([], [], None).at(5) is None

@@ -1,0 +1,359 @@
+"""Trainings are replayed between their checkpoints: honest ones are certified, and for others the cause is named."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from errors import raises
+from PIL import Image
+
+import genimg
+from genimg.api.verification import Verification
+from genimg.errors import CheckpointError, ConfigError, DataError
+from genimg.training import performance, thread_choice
+from genimg.training.thread_choice import ThreadChoice
+from genimg.utils.files import InUseError
+
+SMALL = [
+    "data=shapes", "data.num_images=64", "data.image_size=16", "trainer.batch_size=16", "trainer.preview_images=4",
+    "trainer.checkpoint_interval=3 steps", "trainer.log_interval=2 steps", "trainer.keep_last=9", "data.horizontal_flip=true",
+    "device=cpu", "precision=fp32",
+]  # fmt: skip
+GAN = [*SMALL, "evaluation=none", "model=dcgan_small", "model.generator.width=4", "ema=[exponential]"]
+FAMILIES = {
+    "gan": [
+        *GAN, "discriminator_augment=ada", "penalty=[r1_lazy]", "schedule=linear", "trainer.accumulation=2",
+        "trainer.duration=9 steps",
+    ],
+    "vae": [
+        *SMALL, "evaluation=none", "model=vae_small", *tiny.AUTOENCODERS["vae_small"], "loss.warm_up=200 steps",
+        "trainer.duration=1 seconds", "trainer.max_grad_norm=1",
+    ],
+    "flow": [
+        *SMALL, "evaluation=none", "model=flow_small", *tiny.DIFFUSION, "conditioning=label", "ema=[exponential,power]",
+        "schedule=warmup", "trainer.duration=9 steps",
+    ],
+    # With an evaluation after every second step, whose standing statistics and densities must not reach the checkpoints.
+    "biggan": [
+        *SMALL, "model=biggan", *tiny.SIZES["biggan"], "evaluation=shapes", "evaluation.interval=2 steps",
+        "evaluation.num_images=20", "evaluation.num_real=20", "trainer.duration=6 steps",
+    ],
+    "rae": [
+        *SMALL, "model=rae_small", *tiny.AUTOENCODERS["rae_small"], "evaluation=shapes", "evaluation.interval=2 steps",
+        "evaluation.num_images=20", "evaluation.num_real=20", "trainer.duration=6 steps",
+    ],
+}  # fmt: skip
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENIMG_CACHE", str(tmp_path / "cache"))
+
+
+def train(run_dir: Path, *arguments: str, **settings: Any) -> Path:
+    return genimg.train([*arguments, f"run_dir={run_dir}"], **settings).directory
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a GAN with checkpoints at steps 3, 6 and 9."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    run_dir = train(tmp_path_factory.mktemp("whole") / "run", *GAN, "trainer.duration=9 steps")
+    torch.set_num_threads(threads)
+    return run_dir
+
+
+@pytest.fixture
+def run(whole: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def file(run: Path, step: int) -> Path:
+    return run / f"checkpoints/step-{step:08d}.pt"
+
+
+def shorten(run: Path, step: int) -> Path:
+    """Remove the checkpoints after a step."""
+    for path in (run / "checkpoints").glob("step-*.pt"):
+        if int(path.stem[5:]) > step:
+            path.unlink()
+    shutil.copy(file(run, step), run / "checkpoints/last.pt")
+    return run
+
+
+def change(path: Path, edit: Any) -> None:
+    """Rewrite a checkpoint."""
+    state = torch.load(path, weights_only=True)
+    edit(state)
+    path.unlink()
+    torch.save(state, path)
+
+
+def flip(path: Path, bit: int = 22) -> str:
+    """Flip a bit of a weight, and return the weight's name."""
+
+    def edit(state: dict[str, Any]) -> None:
+        state["method"][NAME].view(torch.int32)[1, 0, 2, 3] ^= 1 << bit
+
+    change(path, edit)
+    return NAME
+
+
+NAME = "generator.layers.0.weight"
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def kinds(found: Verification) -> list[list[str]]:
+    return [[cause.kind for cause in interval.causes] for interval in found.intervals]
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_an_honest_run_is_certified_and_stays_as_it_is(name: str, tmp_path: Path) -> None:
+    run_dir = train(tmp_path / "run", *FAMILIES[name])
+    before = contents(run_dir)
+    found = genimg.verify(run_dir, **({} if name == "vae" else {"first": 0, "all": True}))
+    assert found.certified
+    assert contents(run_dir) == before
+    assert all(not interval.notes for interval in found.intervals)
+    steps = [interval.last.step for interval in found.intervals]
+    assert steps == {"vae": [steps[-1]], "gan": [3, 6, 9], "flow": [3, 6, 9]}.get(name, [2, 3, 4, 6])
+    last = torch.load(run_dir / "checkpoints/last.pt", weights_only=True)
+    compared = found.intervals[-1].comparison
+    assert compared is not None
+    weights = [*last["method"].values(), *(each for average in last["averages"].values() for each in average.values())]
+    assert compared.num_tensors > len(weights)
+    assert compared.num_bytes > sum(each.nbytes for each in weights)
+
+
+def test_the_certificate_has_everything_that_it_depends_on(run: Path) -> None:
+    found = genimg.verify(run)
+    record = json.loads(json.dumps(found.record(), allow_nan=False))
+    (interval,) = record["intervals"]
+    assert (record["certified"], record["first_bad_interval"]) == (True, None)
+    assert (interval["first"]["step"], interval["last"]["step"], interval["images"], interval["threads"]) == (6, 9, 48, [1])
+    for key in ("first", "last"):
+        path = Path(interval[key]["file"])
+        assert interval[key]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert record["versions"]["numpy"] == np.__version__
+    text = "\n".join(found.lines())
+    assert interval["last"]["sha256"] in text
+    assert interval["last"]["config_sha256"] in text
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [("seed=1", "seed: 0 -> 1"), ("optimizer.lr=5e-4", "optimizer.lr: 0.001 -> 0.0005")],
+)
+def test_a_changed_setting_is_named_and_established(change: str, line: str, run: Path) -> None:
+    genimg.train([f"resume={shorten(run, 6)}", "trainer.duration=9 steps", change, "resume_force=true"])
+    found = genimg.verify(run)
+    assert kinds(found) == [["settings"]]
+    (cause,) = found.intervals[0].causes
+    assert line in cause.text
+    assert cause.is_established is True
+    assert found.advice == []
+    if change == "seed=1":
+        return
+    earlier = genimg.verify(run, first=3)  # neither the earlier nor the later settings alone lead there
+    assert [cause.is_established for cause in earlier.intervals[0].causes] == [False]
+    assert "all=true" in earlier.advice[0]
+    both = genimg.verify(run, all=True)
+    assert kinds(both) == [[], ["settings"]]
+    assert both.first_bad is both.intervals[1]
+
+
+@pytest.fixture
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(performance, "num_cores", lambda: 2)
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_another_number_of_threads_is_repeated_or_named(tmp_path: Path) -> None:
+    run_dir = train(tmp_path / "run", *GAN, "trainer.duration=3 steps", "performance.threads=2")
+    genimg.train([f"resume={run_dir}", "trainer.duration=6 steps", "performance.threads=1"])
+    found = genimg.verify(run_dir, first=0)
+    assert found.certified
+    assert found.intervals[0].threads == (2, 1)
+    assert found.intervals[0].notes == ("the number of CPU threads changed from 2 to 1 at step 3",)
+    forced = genimg.verify(run_dir, first=0, last=3, threads=1)
+    assert kinds(forced) == [["threads"]]
+    (cause,) = forced.intervals[0].causes
+    assert "2 (recorded), 1 (replay)" in cause.text
+    assert cause.is_established is True
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_steps_that_compared_numbers_of_threads_are_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forced(ThreadChoice):
+        """Tries one thread in the second step."""
+
+        steps = 0
+
+        @property
+        def number(self) -> int:
+            return 1 if self.steps == 1 else 2
+
+        def add_step(self, seconds: float) -> None:
+            self.steps += 1
+
+    monkeypatch.setattr(thread_choice, "ThreadChoice", Forced)
+    torch.set_num_threads(2)
+    run_dir = train(tmp_path / "run", *GAN, "trainer.duration=3 steps")
+    monkeypatch.undo()
+    found = genimg.verify(run_dir, first=0)
+    assert found.certified
+    assert found.intervals[0].threads == (2, 1)
+    assert found.intervals[0].notes == ("1 steps compared other numbers of CPU threads, as recorded",)
+    change(file(run_dir, 3), lambda state: state["training"].pop("compared_threads"))
+    assert kinds(genimg.verify(run_dir, first=0)) == [["threads"]]
+
+
+def test_a_flipped_bit_of_the_later_checkpoint_is_named(run: Path) -> None:
+    name = flip(file(run, 9))
+    found = genimg.verify(run)
+    assert kinds(found) == [["corruption"]]
+    text = found.intervals[0].causes[0].text
+    assert "step-00000009.pt" in text
+    assert f"bit 22 of {name}[1, 0, 2, 3]" in text
+    comparison = found.intervals[0].comparison
+    assert comparison is not None
+    ((_, difference),) = comparison.flipped
+    state = torch.load(file(run, 9), weights_only=True)
+    assert difference.elements[0].found == state["method"][name][1, 0, 2, 3].item()
+
+
+def test_a_flipped_bit_of_the_earlier_checkpoint_is_found_from_the_one_before(run: Path) -> None:
+    flip(file(run, 6))
+    found = genimg.verify(run)
+    assert kinds(found) == [["corruption"], ["unknown"]]
+    assert found.first_bad is found.intervals[0]
+    assert "not certified itself" in found.intervals[1].causes[0].text
+    every = genimg.verify(run, all=True)  # the checkpoint after the corrupt one is intact
+    assert [interval.certified for interval in every.intervals] == [False, True]
+    assert every.intervals[1].first.step == 3
+
+
+def test_a_changed_state_without_a_recorded_cause_says_so(run: Path) -> None:
+    change(file(run, 9), lambda state: state["method"][NAME].mul_(1.01))
+    found = genimg.verify(run, first=6)
+    assert kinds(found) == [["unknown"]]
+    assert "all=true" in found.advice[0]
+
+
+def test_recorded_facts_that_differ_are_named(run: Path) -> None:
+    def edit(state: dict[str, Any]) -> None:
+        state["torch_version"], state["hardware"]["instructions"] = "2.0.0", "AVX2"
+        state["data"]["fingerprint"] = "another"
+        state["method"][NAME].mul_(1.01)
+
+    change(file(run, 9), edit)
+    found = genimg.verify(run, first=6)
+    assert kinds(found) == [["versions", "hardware", "data"]]
+    assert "2.0.0" in found.intervals[0].causes[0].text
+
+
+def test_images_from_python_are_given_again(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), dtype=np.uint8)
+    settings = [each for each in GAN if not each.startswith(("data=", "data.num_images"))]
+    run_dir = train(tmp_path / "run", *settings, "trainer.duration=6 steps", dataset=images)
+    with raises(ConfigError, "dataset"):
+        genimg.verify(run_dir)
+    assert genimg.verify(run_dir, dataset=images).certified
+    other = genimg.verify(run_dir, dataset=255 - images)
+    assert kinds(other) == [["data"]]
+
+
+def test_data_that_has_moved_is_named(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(16):
+        Image.effect_noise((16, 16), 80).convert("RGB").save(tmp_path / "images" / f"{number}.png")
+    settings = [each for each in GAN if not each.startswith(("data=", "data.num_images"))]
+    run_dir = train(tmp_path / "run", "data=folder", f"data.root={tmp_path / 'images'}", *settings, "trainer.duration=6 steps")
+    (tmp_path / "images").rename(tmp_path / "moved")
+    with raises((ConfigError, DataError), "data_root"):
+        genimg.verify(run_dir)
+    assert genimg.verify(run_dir, data_root=tmp_path / "moved").certified
+
+
+def test_what_cannot_be_verified_is_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with raises(CheckpointError, "run"):
+        genimg.verify(tmp_path / "nowhere")
+    with raises(CheckpointError, "run"):
+        genimg.verify(file(run, 9))
+    with raises(CheckpointError, "first"):
+        genimg.verify(run, first=4)
+    with raises(CheckpointError, "last"):
+        genimg.verify(run, last="other.pt")
+    with raises(CheckpointError, "first"):
+        genimg.verify(run, first=9, last=6)
+    with raises(ConfigError, "threads"):
+        genimg.verify(run, threads=0)
+    with raises(ConfigError, "device"):
+        genimg.verify(run, device="mps")
+    with (run / ".hydra/lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with raises(InUseError, "run"):
+            genimg.verify(run)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with raises(ConfigError, word="torchrun"):
+        genimg.verify(run)
+
+
+@pytest.mark.parametrize(
+    ("edit", "key", "word"),
+    [
+        (lambda state: state.update(processes=2), "run", "processes"),
+        (lambda state: state["hardware"].update(device="cuda", name="NVIDIA H200"), "device", "H200"),
+        (lambda state: state["training"].update(threads=[(0, 10**9)]), "", "training.threads"),
+        (lambda state: state["config"]["trainer"].update(batch_size=32), "last", "batch_size"),
+        (lambda state: state.pop("optimizers"), "", "optimizers"),
+    ],
+)
+def test_checkpoints_that_cannot_be_replayed_here_are_refused(edit: Any, key: str, word: str, run: Path) -> None:
+    if torch.cuda.is_available() and key == "device":
+        pytest.skip("this machine has a GPU")
+    for step in (6, 9) if key != "last" else (9,):
+        change(file(run, step), edit)
+    with raises(CheckpointError, key, word):
+        genimg.verify(run)
+
+
+def test_the_start_of_a_run_from_the_weights_of_another_is_refused(run: Path, tmp_path: Path) -> None:
+    other = train(tmp_path / "other", *GAN, "trainer.duration=6 steps", f"init_from={run}")
+    with raises(CheckpointError, "first"):
+        genimg.verify(other, first=0)
+    assert genimg.verify(other).certified
+
+
+def test_a_single_checkpoint_needs_the_start(run: Path) -> None:
+    file(run, 9).unlink()
+    file(run, 6).unlink()
+    with raises(CheckpointError, "first", "first=0"):
+        genimg.verify(run)
+    assert genimg.verify(run, first=0).certified
+
+
+def test_a_damaged_file_is_refused_by_name(run: Path) -> None:
+    content = bytearray(file(run, 9).read_bytes())
+    content[len(content) // 2] ^= 1
+    file(run, 9).unlink()
+    file(run, 9).write_bytes(content)
+    with raises(CheckpointError, word="step-00000009.pt"):
+        genimg.verify(run)
