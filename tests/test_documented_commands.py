@@ -48,6 +48,7 @@ REPLACED = [  # parts of arguments, and what stands for them here
     (r"^evaluation=(inception|dinov2|clip)$", "evaluation=shapes"),  # their weights are not available in tests
 ]
 RUNS_FOR = [  # of words that a command holds, the run that RUN is; the first that fits
+    (r"^genimg-verify", "kept"),
     (r"label_to=", "flow"),
     (r"text=.*negative=", "captions"),
     (r"^genimg-translate .*(num_samples|steps)=", "palette"),
@@ -96,6 +97,7 @@ OF_EVALUATION = {"likelihood": ["evaluation.num_samples=2"], "translation": [], 
 MODELS = tiny.SIZES | tiny.AUTOENCODERS | tiny.TRANSLATORS | tiny.DENOISERS | tiny.LATENT_AUTOENCODERS
 MODELS |= tiny.RANDOM_TRANSLATORS | tiny.REFLOW | dict.fromkeys(tiny.LATENT_DENOISERS, tiny.DIFFUSION)
 RUNS = {
+    "kept": ["model=dcgan_small", "data=mnist", "evaluation=none", "trainer.checkpoint_interval=1 steps"],
     "digits": ["model=dcgan_small", "data=mnist", "conditioning=projection", "evaluation=mnist"],
     "texts": ["conditioning=text", "data.num_images=64", "evaluation=none"],
     "autoencoder": ["model=vae_small", "data=mnist", "evaluation=none"],
