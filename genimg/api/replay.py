@@ -29,7 +29,8 @@ from genimg.training.decisions import Decisions
 from genimg.training.device import describe_hardware
 from genimg.training.host_copies import snapshot
 from genimg.training.logger import SilentLogger
-from genimg.training.thread_choice import RecordedThreads, same_threads_afterwards, set_threads
+from genimg.training.recorded_threads import RecordedThreads
+from genimg.training.thread_choice import same_threads_afterwards, set_threads
 from genimg.training.trainer import Trainer
 from genimg.utils.progress import Progress
 

@@ -25,9 +25,9 @@ from genimg.config.compose import Composition, compose
 from genimg.config.instantiate import durations_of
 from genimg.errors import CheckpointError, ConfigError, UserError
 from genimg.training.device import choose_device, describe_hardware
+from genimg.training.recorded_threads import RecordedThreads
 from genimg.training.state import TrainingState
 from genimg.training.state_differences import compare_states
-from genimg.training.thread_choice import RecordedThreads
 from genimg.training.update import NonFiniteError
 from genimg.utils.durations import to_images
 from genimg.utils.environment import versions

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genimg.utils.exact import double
+
 MOST_ELEMENTS = 8
 """Number of elements of a tensor whose values are kept, and most elements in all tensors that count as flipped bits."""
 
@@ -196,7 +198,7 @@ def _compare(name: str, expected: Any, found: Any) -> Difference | None:
     places = changed.nonzero().reshape(-1)
     if not len(places):
         return None
-    largest = (first[places].double() - second[places].double()).abs().max().item()
+    largest = (double(first[places]) - double(second[places])).abs().max().item()
     elements = tuple(
         Element(
             tuple(int(number) for number in torch.unravel_index(place, expected.shape)) if expected.dim() else (),

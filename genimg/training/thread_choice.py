@@ -6,14 +6,12 @@ core. Alone, small networks may also be fastest with fewer threads than cores. N
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import logging
 import math
-import operator
 import statistics
 import time
-from collections.abc import Callable, Iterator, MutableSequence, Sequence
+from collections.abc import Callable, Iterator, MutableSequence
 from dataclasses import dataclass, field
 
 import torch
@@ -277,31 +275,6 @@ def _add_step(compared: MutableSequence[tuple[int, int, int]], step: int, number
         compared[-1] = (first, count + 1, number)
     else:
         compared.append((step, 1, number))
-
-
-class RecordedThreads:
-    """The number of threads of every step of an earlier training.
-
-    Args:
-        history: (step, number of threads) where another number was chosen, in order.
-        compared: (first step, number of steps, number of threads) of steps that compared another number, in order.
-        otherwise: Number of threads of steps before the first entry of ``history``; None if it is unknown.
-    """
-
-    def __init__(
-        self, history: Sequence[tuple[int, int]], compared: Sequence[tuple[int, int, int]], otherwise: int | None
-    ) -> None:
-        self._history, self._compared, self._otherwise = history, compared, otherwise
-
-    def at(self, step: int) -> int | None:
-        """Return the number of threads of a step; None if it is unknown."""
-        place = bisect.bisect_right(self._compared, step, key=operator.itemgetter(0)) - 1
-        if place >= 0:
-            first, count, number = self._compared[place]
-            if step < first + count:
-                return number
-        place = bisect.bisect_right(self._history, step, key=operator.itemgetter(0)) - 1
-        return self._history[place][1] if place >= 0 else self._otherwise
 
 
 def set_threads(number: int) -> None:

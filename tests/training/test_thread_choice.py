@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from genimg.training import thread_choice
-from genimg.training.thread_choice import RecordedThreads, ThreadChoice, ThreadControl, Threads, described, fastest
+from genimg.training.recorded_threads import RecordedThreads
+from genimg.training.thread_choice import ThreadChoice, ThreadControl, Threads, described, fastest
 
 ALONE = {2: 0.010, 1: 0.018}  # seconds of a step by number of threads: as on an AMD EPYC, where the second core halves the time
 BESIDE = {2: 0.060, 1: 0.020}  # beside one busy process
@@ -203,9 +204,3 @@ def test_a_fixed_number_stays_and_is_recorded_once() -> None:
     with ThreadControl(None, 64).of_step(10, history, None):
         assert torch.get_num_threads() == before
     assert len(history) == 2
-
-
-def test_recorded_numbers_are_those_of_the_steps() -> None:
-    recorded = RecordedThreads([(3, 2), (7, 1)], [(4, 2, 1), (9, 1, 4)], 8)
-    assert [recorded.at(step) for step in range(11)] == [8, 8, 8, 2, 1, 1, 2, 1, 1, 4, 1]
-    assert RecordedThreads([], [], None).at(5) is None
