@@ -44,7 +44,8 @@ FAMILIES = {
     ],
     # With an evaluation after every second step, whose standing statistics and densities must not reach the checkpoints.
     "biggan": [
-        *SMALL, "model=biggan", *tiny.SIZES["biggan"], "evaluation=shapes", "evaluation.interval=2 steps",
+        *SMALL, "model=biggan", *tiny.SIZES["biggan"], "model.standing_stats_batches=2", "evaluation=shapes",
+        "evaluation.interval=2 steps",
         "evaluation.num_images=20", "evaluation.num_real=20", "trainer.duration=6 steps",
     ],
     "rae": [
