@@ -186,12 +186,13 @@ def test_errors_of_composing(key: str, arguments: list[str], command: str) -> No
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "eval", "sample", "translate", "features", "prepare", "augment", "report", "export"]
+    "command", ["train", "eval", "sample", "translate", "features", "prepare", "augment", "report", "export", "verify"]
 )
 def test_every_command_composes(command: str) -> None:
     given = {
         "sample": ["ckpt=a"],
         "export": ["ckpt=a"],
+        "verify": ["run=a"],
         "features": ["data=shapes", "name=a"],
         "prepare": ["data=shapes", "output=a"],
     }
