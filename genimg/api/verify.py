@@ -22,7 +22,6 @@ from genimg.api.verification import Cause, Interval, Verification, VerifiedCheck
 from genimg.api.verified_files import KeptCheckpoints, checked, step_in
 from genimg.config import resume
 from genimg.config.compose import Composition, compose
-from genimg.config.instantiate import durations_of
 from genimg.errors import CheckpointError, ConfigError, UserError
 from genimg.training.device import choose_device, describe_hardware
 from genimg.training.recorded_threads import RecordedThreads
@@ -363,9 +362,14 @@ def _as_typed(error: UserError) -> UserError:
 
 def _duration(state: Mapping[str, Any]) -> int | None:
     """Return the number of images at which the training of a checkpoint ends; None if it cannot be computed."""
+    trainer = state["config"]["trainer"]
     try:
-        return to_images(state["config"]["trainer"].get("duration"), key="trainer.duration", **durations_of(
-            dict(state), state["config"]
-        ))  # fmt: skip
+        return to_images(
+            trainer.get("duration"),
+            epoch_size=state["num_images"],
+            batch_size=trainer["batch_size"],
+            key="trainer.duration",
+            images_per_second=state["decisions"].get("images_per_second"),
+        )
     except ConfigError:
         return None
