@@ -446,13 +446,9 @@ class Trainer:
             sampled = self.sampler()
             with unchanged_buffers(sampled):
                 result = evaluator.evaluate(
-                    sampled,
-                    self.data,
-                    self.device,
-                    self._should_stop_evaluating,
-                    num_images,
+                    sampled, self.data, self.device, self._should_stop_evaluating, num_images,
                     weights=label_of(self.averages, self.weights),
-                )
+                )  # fmt: skip
             result = broadcast_object(result)  # different GPUs differ in the last digits, and all ranks must decide alike
         finally:
             self._evaluating = False
