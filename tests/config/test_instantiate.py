@@ -521,7 +521,7 @@ def test_a_missing_key_is_named():
 
 def test_a_value_that_a_constructor_refuses_is_its_own_message():
     with pytest.raises(ConfigError) as caught:
-        BUILDER.build(resolve("model=vae_small", "likelihood.scale=-1")["loss"], "loss")
+        BUILDER.build(resolve("model=vae", "likelihood.scale=-1")["loss"], "loss")
     assert caught.value.key == "loss.likelihood.scale"
 
 
