@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from genimg.api.data import build_dataset, build_loader, build_task
 from genimg.api.default_evaluation import replacement_evaluation
-from genimg.api.method import build_method
+from genimg.api.method import Initialise, build_method
 from genimg.config.compatibility import (
     check_pairing,
     check_top_level,
@@ -82,7 +82,7 @@ def assemble(
     weights: Mapping[str, Tensor] | None = None,
     trained: Mapping[str, Tensor] = MappingProxyType({}),
     check_classes: Callable[[Sequence[str]], None] | None = None,
-    initialise: Callable[[Method], None] | None = None,
+    initialise: Initialise | None = None,
     from_the_start: bool = False,
     evaluates: bool = True,
 ) -> Assembly:

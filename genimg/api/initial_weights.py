@@ -1,55 +1,75 @@
-"""Start a training run from the weights of another run's checkpoint: ``init_from``."""
+"""Start a training run from the weights of another run or of a file: ``init_from``."""
 
 from __future__ import annotations
 
+import importlib.util
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from genimg.api.checkpoints import TrainedCheckpoint
+from genimg.api.weight_matching import ClassChange, Matches, estimate_singular_vectors, match
 from genimg.config.instantiate import present_name
-from genimg.errors import ConfigError
+from genimg.errors import CheckpointError, ConfigError
+from genimg.exporting.networks import names_of_parts
+from genimg.exporting.rebuilding import read_safetensors
 from genimg.methods.base import Method
 from genimg.methods.consistency import ConsistencyModel
 from genimg.utils.files import sha256_of
+from genimg.utils.json_text import parse_json
+from genimg.utils.paths import expanded
 
 log = logging.getLogger(__name__)
 
-_MOST_LINES = 10  # maximum number of tensors listed in the message
+_SUFFIX = ".safetensors"
 
 
-@dataclass(frozen=True)
+@dataclass
 class InitialWeights:
-    """Weights of a checkpoint from which another training run starts.
+    """Weights of a checkpoint or file from which another training run starts.
 
     Attributes:
-        given: Checkpoint or run directory that the user gave.
+        given: Checkpoint, run directory or .safetensors file that the user gave.
         tensors: Weights and buffers by name.
-        record: Path, SHA-256 digest, number of images and kind of the weights, for the new run's checkpoints.
-        model: The ``model`` group of the checkpoint's config.
+        record: Path, SHA-256 digest, number of images and kind of the weights, for the new run's checkpoints; after
+            ``load_into``, also the numbers of tensors that match.
+        model: The ``model`` group of the checkpoint's config; None if a file does not hold it.
+        class_names: Class names of the checkpoint by label; empty if unknown.
+        parts: Function that returns the names of an exported file's parts in a method; None if the tensors have the method's
+            own names.
+        is_file: Whether the weights are those of a file, which need not hold all networks.
     """
 
     given: str
     tensors: Mapping[str, Tensor]
-    record: Mapping[str, Any]
-    model: Mapping[str, Any]
+    record: dict[str, Any]
+    model: Mapping[str, Any] | None
+    class_names: Sequence[str]
+    parts: Callable[[Method], Mapping[str, str]] | None = None
+    is_file: bool = False
+    matches: Matches | None = field(default=None, init=False)
 
     @classmethod
     def open(cls, given: str, allow: Sequence[str]) -> InitialWeights:
-        """Read the weights that were evaluated during the checkpoint's training: averaged ones, if that run kept an average.
+        """Read the weights of a checkpoint, or those of a .safetensors file.
 
-        Only tensors are used, and no object of the checkpoint's config is built.
+        Of a checkpoint, these are the weights that were evaluated during its training: averaged ones, if that run kept an
+        average. Only tensors are used, and no object of the checkpoint's config is built.
 
         Args:
-            given: Checkpoint or run directory.
+            given: Checkpoint, run directory or .safetensors file.
             allow: Packages that the user trusts in addition to genimg.
 
         Raises:
             CheckpointError: If there is no checkpoint, or it is broken.
+            ConfigError: If the package safetensors is needed and not installed.
         """
+        if str(given).endswith(_SUFFIX):
+            return cls._of_file(given)
         found = TrainedCheckpoint.open(given, allow=allow, key="init_from")
         record = {
             "path": str(found.path.resolve()),
@@ -58,27 +78,86 @@ class InitialWeights:
             "weights": found.weights_label,
         }
         log.info("starting from %s: weights %s, trained on %d images", found.path, found.weights_label, found.images)
-        return cls(given, found.tensors, record, found.config["model"])
+        return cls(given, found.tensors, record, found.config["model"], found.class_names)
 
-    def load_into(self, method: Method) -> None:
-        """Replace all weights and buffers of a method. Buffers that depend on the data are set afterwards.
+    @classmethod
+    def _of_file(cls, given: str) -> InitialWeights:
+        """Read a file written by genimg-export, or one whose tensors have the names of a model's own."""
+        if importlib.util.find_spec("safetensors") is None:
+            problem = f"init_from={given} needs the package safetensors"
+            raise ConfigError(problem, "run pip install 'genimg[export]'", key="init_from")
+        path = expanded("init_from", given)
+        try:
+            tensors, metadata = read_safetensors(path)
+            config = parse_json(metadata["config"]) if "config" in metadata else None
+            classes, images = (parse_json(metadata.get(key, text)) for key, text in (("classes", "[]"), ("images", "null")))
+            model, direction = (None, None) if config is None else (config["model"], config["choices"].get("direction"))
+        except CheckpointError as error:
+            raise CheckpointError(f"init_from={given}: {error}", key="init_from") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            problem = f"init_from={given} has metadata that genimg did not write ({error})"
+            raise CheckpointError(problem, "export it again", key="init_from") from error
+        if not isinstance(classes, list) or not isinstance(images, int | None) or not isinstance(model, Mapping | None):
+            problem = f"init_from={given} has metadata that genimg did not write"
+            raise CheckpointError(problem, "export it again", key="init_from")
+        weights = metadata.get("weights", "raw")
+        record = {"path": str(path.resolve()), "sha256": sha256_of(path), "images": images, "weights": weights}
+        trained = "" if images is None else f", trained on {images} images"
+        log.info("starting from %s: weights %s%s", path, weights, trained)
+        parts = None if config is None else lambda method: names_of_parts(method, direction)
+        return cls(given, tensors, record, model, tuple(map(str, classes)), parts, is_file=True)
+
+    def load_into(
+        self,
+        method: Method,
+        class_names: Sequence[str],
+        shapes: Callable[[int], Mapping[str, torch.Size]],
+        *,
+        some: bool = False,
+    ) -> None:
+        """Replace the weights and buffers of a method. Buffers that depend on the data are set afterwards.
+
+        If both models take labels and their classes differ, entries of classes are copied by the classes' names.
+
+        Args:
+            method: Method with its initial weights.
+            class_names: Class names of its data by label.
+            shapes: Function that returns the shapes of the method's tensors for another number of classes.
+            some: Whether tensors that do not match may keep their initial values; otherwise they are refused. Networks that a
+                file does not hold always keep theirs.
 
         Raises:
-            ConfigError: If a name or shape does not match; the message lists the tensors.
+            ConfigError: If tensors that must match do not; the message lists them.
         """
-        wanted = {name: list(tensor.shape) for name, tensor in method.state_dict().items()}
-        found = {name: list(tensor.shape) for name, tensor in self.tensors.items()}
-        names = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
-        if names:
-            rows = [f"{name}: {_shape(wanted, name)}, {_shape(found, name)}" for name in names[:_MOST_LINES]]
-            more = [f"and {len(names) - _MOST_LINES} more"] if len(names) > _MOST_LINES else []
-            raise ConfigError(
-                f"init_from={self.given} does not fit this model: {len(names)} of {len(wanted | found)} tensors differ (this "
-                "model, the checkpoint):\n  " + "\n  ".join([*rows, *more]),
-                "choose the same network, data.image_size, data.channels and conditioning as in that run's config.yaml",
-                key="init_from",
-            )
-        method.load_state_dict(dict(self.tensors))
+        own, found = method.state_dict(), dict(self.tensors)
+        if self.parts is not None:
+            found = _renamed(found, self.parts(method))
+        change = None
+        if self.class_names and class_names and tuple(self.class_names) != tuple(class_names):
+            change = ClassChange.between(
+                self.class_names, class_names, method, {name: value.shape for name, value in own.items()},
+                shapes(len(class_names) + 1),
+            )  # fmt: skip
+        self.matches = matches = match(own, found, change, are_folded=self.parts is not None)
+        networks = {name.partition(".")[0] for name in found}
+        refused = [row for row in matches.rows if not self.is_file or row[0].partition(".")[0] in networks]
+        if not matches.tensors or (refused and not some):
+            self._refuse(matches, len(own.keys() | found.keys()), may_be_some=bool(matches.tensors) and not some)
+        method.load_state_dict({**own, **matches.tensors})
+        estimate_singular_vectors(method, matches.tensors, change)
+        log.info("initial weights: %s", matches.describe())
+        if change is not None and change.axes:
+            log.info("classes of the initial weights: %s", change.describe())
+        if matches.rows and some:
+            log.warning("these tensors do not match, so those of this model keep their initial values:\n%s", matches.table())
+        self.record |= {"matching": {name: list(pair) for name, pair in matches.counts.items()}, "kept": matches.kept}
+
+    def _refuse(self, matches: Matches, total: int, *, may_be_some: bool) -> None:
+        what = f"{len(matches.rows)} of {total} tensors differ" if matches.tensors else "no tensor matches"
+        fix = "choose the same network, data.image_size, data.channels and conditioning as in that run's config.yaml"
+        if may_be_some:
+            fix += ", or set init_match=some to load only the tensors that match"
+        raise ConfigError(f"init_from={self.given} does not fit this model: {what}:\n{matches.table()}\n", fix, key="init_from")
 
     def warn_of_another_kind(self, model: Mapping[str, Any]) -> None:
         """Warn if the weights were trained for another purpose than in a new model, although their shapes may be the same.
@@ -86,7 +165,7 @@ class InitialWeights:
         Args:
             model: The ``model`` group of the new run's config.
         """
-        if (old := _kind(self.model)) != (new := _kind(model)):
+        if self.model is not None and (old := _kind(self.model)) != (new := _kind(model)):
             log.warning(
                 "init_from=%s was trained as %s, but this model is %s: its network learned something else, so the weights may "
                 "help little",
@@ -121,5 +200,11 @@ def _class_name(node: Mapping[str, Any]) -> str:
     return present_name(str(node["_target_"])).rpartition(".")[2]
 
 
-def _shape(shapes: Mapping[str, list[int]], name: str) -> str:
-    return str(shapes[name]) if name in shapes else "absent"
+def _renamed(tensors: Mapping[str, Tensor], parts: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return the tensors of an exported file by their names in the method, without parts that the method does not have."""
+    renamed = {}
+    for name, value in tensors.items():
+        part, _, rest = name.partition(".")
+        if part in parts:
+            renamed[".".join(filter(None, (parts[part], rest)))] = value
+    return renamed

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from genimg.config.compatibility import check_kind, measures_held_out, refuse_unread_conditioning
 from genimg.config.compose import Config
 from genimg.config.instantiate import Builder, build_model, mounted
-from genimg.config.model_size import require_fitting
+from genimg.config.model_size import require_fitting, shapes_of
 from genimg.data.captions import caption_length, encode
 from genimg.data.corrupt import read_many_valid
 from genimg.data.datasets.builtin import ImageDataset
@@ -39,6 +40,9 @@ from genimg.methods.sampling_options import with_one_step
 from genimg.types import Batch
 from genimg.utils.images import to_float
 
+Initialise = Callable[[Method, Sequence[str], Callable[[int], Mapping[str, torch.Size]]], None]
+"""See ``build_method``."""
+
 _NUM_MEASURED, _NUM_VALUES = 2048, 2**24  # largest number of images, and of their values, for a method that measures the data
 _HOW_TO_HAVE = {
     "caption": "; captions of a folder are in its metadata.jsonl, or in a .txt beside every image (docs/data.md)",
@@ -59,7 +63,7 @@ def build_method(
     method_class: type[Method],
     weights: Mapping[str, Tensor] | None = None,
     trained: Mapping[str, Tensor] = MappingProxyType({}),
-    initialise: Callable[[Method], None] | None = None,
+    initialise: Initialise | None = None,
     from_the_start: bool = False,
 ) -> Method:
     """Build the model, and check it against the data.
@@ -73,7 +77,8 @@ def build_method(
         method_class: The model's class, as returned by ``check_pairing``.
         weights: Weights of the checkpoint that the run continues; they are checked before the model is allocated.
         trained: Weights of the model's frozen networks, by name.
-        initialise: Function that replaces the initial weights, if any. Buffers that depend on the data are set afterwards.
+        initialise: Function that replaces the initial weights, if any, given the method, the class names and a function that
+            returns the shapes of its tensors for another number of classes. Buffers that depend on the data are set afterwards.
         from_the_start: Whether the run begins although ``weights`` are given, which are then only checked.
 
     Raises:
@@ -116,7 +121,16 @@ def build_method(
         )
     _check_shapes(method, dataset, task)
     if initialise is not None:
-        initialise(method)
+
+        def shapes(num_classes: int) -> Mapping[str, torch.Size]:
+            return shapes_of(partial(build_model, config, replace(facts, num_classes=num_classes), builder, task), builder)
+
+        names = dataset.class_names if isinstance(method, TakesConditions) and method.num_classes else ()
+        initialise(
+            method,
+            names,
+            lambda count: shapes_of(partial(build_model, config, replace(facts, num_classes=count), builder, task), builder),
+        )
     if trained:  # last, because the weights above may include other ones of the frozen networks
         method.load_state_dict({**method.state_dict(), **trained})
     if isinstance(method, TakesConditions):

@@ -286,6 +286,9 @@ def _built(
     config, saved = start.config, start.saved
     with raise_on_any_rank():
         initial = None
+        if config["init_match"] == "some" and config["init_from"] is None:
+            problem = "init_match=some has no effect without init_from"
+            raise ConfigError(problem, "set init_from=RUN, or remove it", key="init_match")
         if rank() == 0 and saved is None and config["init_from"] is not None:
             initial = InitialWeights.open(config["init_from"], config["allow"])
     if saved is None:
@@ -302,7 +305,7 @@ def _built(
         weights=None if saved is None else saved.state["method"],
         trained={} if found is None or saved is not None else found[1],
         check_classes=None if saved is None else partial(resume.check_classes, saved.state, force=bool(config["resume_force"])),
-        initialise=None if initial is None else initial.load_into,
+        initialise=None if initial is None else partial(initial.load_into, some=config["init_match"] == "some"),
     )
     searches = saved is None and config["trainer"]["accumulation"] == "auto"
     resolve = partial(resolve_auto, may_compile=not config["dry_run"])

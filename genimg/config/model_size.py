@@ -67,6 +67,24 @@ def require_fitting(
         raise _misfit(f"it would take {needed:,} bytes")
 
 
+def shapes_of(build: Callable[[], nn.Module], builder: Builder) -> dict[str, torch.Size]:
+    """Return the shapes of a model's tensors by name, without memory for them and without drawing random numbers.
+
+    A model with packages that the user allows is built in memory, because its code may need tensor values.
+
+    Args:
+        build: Function that builds the model.
+        builder: Builder of its config.
+    """
+    if set(builder.allowed) - set(ALLOWED):
+        with torch.random.fork_rng(devices=[]):
+            model = build()
+    else:
+        with _without_memory(_MODULES_WITHOUT):
+            model = build()
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
 def _misfit(detail: str) -> CheckpointError:
     return CheckpointError(f"the checkpoint's weights do not fit the model that its config describes ({detail})", _FIX, key="")
 

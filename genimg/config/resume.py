@@ -32,7 +32,9 @@ from genimg.utils.mappings import flatten
 log = logging.getLogger(__name__)
 
 
-_NEW: Node = {"init_from": None, "expected": [], "distributed": "replicated", "budget": None}
+_NEW: Node = {
+    "init_from": None, "init_match": "all", "freeze": [], "expected": [], "distributed": "replicated", "budget": None,
+}  # fmt: skip
 """Keys that the configs of earlier versions lack, with their defaults."""
 
 _ADDED = ("data.max_images",)  # keys that checkpoints of earlier versions lack; null is their behaviour

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genimg.data.facts import DataFacts
 from genimg.errors import CheckpointError
@@ -18,6 +20,7 @@ from genimg.exporting.parts import (
     refuse_choices,
 )
 from genimg.exporting.translators import exported_translator
+from genimg.inference.translate import chosen_direction
 from genimg.methods.base import Method
 from genimg.methods.capabilities import Exports, Generates, Translates
 from genimg.methods.export_spec import ExportSpec, Port
@@ -51,6 +54,25 @@ def exportable(method: Method, choices: Choices, facts: DataFacts) -> ExportedNe
         "and has no export_spec (docs/exporting.md)",
         key="ckpt",
     )
+
+
+def names_of_parts(method: Method, direction: str | None) -> dict[str, str]:
+    """Return what the parts of an exported file are called in the method: modules and tensors, by their names in the file.
+
+    A part that is made for the export, such as a constant, is omitted.
+
+    Args:
+        method: The method that is exported.
+        direction: Direction of a translator; None for the first one.
+    """
+    parts: Mapping[str, nn.Module | Tensor] = {"method": method}
+    if isinstance(method, Exports):
+        parts = method.export_spec(None).parts
+    elif isinstance(method, Translates):
+        parts = {"translator": method.translator(chosen_direction(method, direction))}
+    own: list[tuple[str, nn.Module | Tensor]] = [*method.named_modules(), *method.named_parameters(), *method.named_buffers()]
+    found = {part: [name for name, each in own if each is value] for part, value in parts.items()}
+    return {part: names[0] for part, names in found.items() if names}
 
 
 def _stated(method: Method, spec: ExportSpec) -> ExportedNetwork:

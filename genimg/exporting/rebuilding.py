@@ -64,15 +64,11 @@ def rebuilt(path: str | Path, allow: tuple[str, ...] = (), named: Mapping[str, s
         ConfigError: If the package safetensors is not installed, or the model's config names objects that are not allowed.
     """
     require_packages("safetensors")
-    if not Path(path).is_file():
-        raise CheckpointError(f"{path} does not exist: give a file written by genimg-export format=safetensors")
-    tensors, metadata = _read(path)
+    tensors, metadata = read_safetensors(path)
     if "config" not in metadata:
         raise CheckpointError(f"{path} was not written by genimg-export: it holds no model config")
     if DIGEST not in metadata:
         log.warning("%s was exported without a digest, so damage to it would not be noticed: export it again", path)
-    elif metadata[DIGEST] != content_digest(tensors, metadata):
-        raise CheckpointError(f"{path} is damaged: its tensors or metadata have changed since the export; export it again")
     try:
         network = _network(metadata["config"], tensors, allow, named)
         network.load_state_dict(tensors)
@@ -89,12 +85,21 @@ def rebuilt(path: str | Path, allow: tuple[str, ...] = (), named: Mapping[str, s
     return network.eval()
 
 
-def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a file.
+def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a .safetensors file and its metadata. The package safetensors must be installed.
 
     Raises:
-        CheckpointError: If it is not a complete .safetensors file.
+        CheckpointError: If it does not exist, is not a complete .safetensors file, or differs from the digest that it records.
     """
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path} does not exist: give a file written by genimg-export format=safetensors")
+    tensors, metadata = _contents(path)
+    if DIGEST in metadata and metadata[DIGEST] != content_digest(tensors, metadata):
+        raise CheckpointError(f"{path} is damaged: its tensors or metadata have changed since the export; export it again")
+    return tensors, metadata
+
+
+def _contents(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     safetensors = importlib.import_module("safetensors")
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from genimg.networks.conditioning import ConditionEncoder
+from genimg.networks.conditioning import ClassColumns, ConditionEncoder
 from genimg.networks.layers import complete_widths, halvings, initialise, set_batch_norm_eps, spectral_normalise
 from genimg.networks.resnet_gan import generator_blocks
 
@@ -36,6 +36,8 @@ class Generator(nn.Module):
     Raises:
         ValueError: If a setting does not fit the image size.
     """
+
+    class_columns = ClassColumns(first=True)
 
     def __init__(
         self,

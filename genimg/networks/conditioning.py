@@ -2,11 +2,15 @@
 
 An encoder's ``key`` is the key of the batch that it reads. With ``Unconditional``, E is 0 and networks need no special case. A
 network without an encoder is also unconditional: ``conditional`` wraps it, so methods call all networks in the same way.
+
+A network that joins the vector with other inputs appends it to them. With one-hot labels, the last K inputs of its first layer
+are therefore the classes. A network that does otherwise has an attribute ``class_columns``.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +18,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genimg.types import Batch
+
+
+@dataclass(frozen=True)
+class ClassColumns:
+    """How the tensors of a network are indexed by K classes, for copying them to a network of other classes.
+
+    A module's attribute ``class_columns`` applies to its tensors and to those of its submodules that have none of their own.
+
+    Attributes:
+        first: Whether the classes come before other inputs, instead of after them.
+        power: Exponent p of the factor K^p by which the module multiplies the entries of a class.
+    """
+
+    first: bool = False
+    power: float = 0.0
 
 
 class ConditionEncoder(nn.Module, ABC):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genimg.networks.autocast import without_autocast
-from genimg.networks.conditioning import ConditionEncoder, OneHot
+from genimg.networks.conditioning import ClassColumns, ConditionEncoder, OneHot
 from genimg.utils.numbers import require_least
 
 _LONGEST_PERIOD = 10_000  # of sine and cosine, divided by 2 pi: Vaswani et al. 2017
@@ -135,7 +135,9 @@ class TimeEmbedding(nn.Module):
         self.augment_dim = augment_dim
         self.adds_condition_first = adds_condition_first
         # A one-hot vector has a mean square of 1/K; this makes it 1.
-        self.condition_scale = math.sqrt(condition.dim) if adds_condition_first and isinstance(condition, OneHot) else 1.0
+        is_scaled = adds_condition_first and isinstance(condition, OneHot)
+        self.condition_scale = math.sqrt(condition.dim) if is_scaled else 1.0
+        self.class_columns = ClassColumns(power=0.5 if is_scaled else 0.0)
         inputs = num_times * width
         self.register_buffer("frequencies", 32.0 * math.pi * torch.randn(width // 2) if random_frequencies else None)
         self.first = nn.Linear(inputs, outputs)

@@ -179,6 +179,15 @@ class SpectralNorm(nn.Module):
         self.register_buffer("right", F.normalize(torch.randn(matrix.shape[1], device=matrix.device), dim=0))
         self._iterate(matrix, 15)  # a good first estimate, as in PyTorch's version
 
+    def restart(self, weight: Tensor) -> None:
+        """Estimate the singular vectors of a weight that has been replaced."""
+        self._iterate(self._matrix(weight.detach()).float(), 15)
+
+    @staticmethod
+    def _matrix(weight: Tensor) -> Tensor:
+        """Return a weight as a matrix whose rows are the outputs."""
+        return weight.flatten(1)
+
     @torch.no_grad()
     def _iterate(self, matrix: Tensor, count: int) -> None:
         if matrix.is_meta:  # there are no values to iterate on, and the loop would be slow
@@ -259,6 +268,10 @@ class _TransposedSpectralNorm(SpectralNorm):
 
     def forward(self, weight: Tensor) -> Tensor:
         return super().forward(weight.transpose(0, 1)).transpose(0, 1)
+
+    @staticmethod
+    def _matrix(weight: Tensor) -> Tensor:
+        return weight.transpose(0, 1).flatten(1)
 
 
 INITIALISATIONS = ("default", "normal", "orthogonal", "xavier")

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genimg.networks.conditioning import ClassColumns
 from genimg.networks.resampling import Blur, Downsample, Upsample
 
 FILTER = (1, 3, 3, 1)
@@ -36,6 +37,8 @@ class EqualisedLinear(nn.Module):
         rate: Learning-rate multiplier.
         gain: Gain of the output.
     """
+
+    class_columns = ClassColumns(power=-0.5)  # if the inputs are classes
 
     def __init__(self, inputs: int, outputs: int, *, bias: float = 0.0, rate: float = 1.0, gain: float = 1.0) -> None:
         super().__init__()

@@ -50,6 +50,7 @@ def test_a_run_starts_from_the_averaged_weights_and_from_nothing_else(first: Pat
     path = first / "checkpoints/last.pt"
     assert after["initial_weights"] == {
         "path": str(path.resolve()), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "images": 32, "weights": "ema",
+        "matching": {"denoiser": [113, 113]}, "kept": [],
     }  # fmt: skip
 
 
@@ -91,10 +92,11 @@ def test_another_file_is_refused_when_resuming(first: Path, tmp_path: Path) -> N
 def test_weights_of_another_network_are_refused_by_name_and_shape(first: Path, tmp_path: Path) -> None:
     with raises(ConfigError, "init_from") as caught:
         trained(tmp_path / "run", f"init_from={first}", "model.network.width=16")
-    assert "denoiser.network.blocks.0.first.bias: [16], [8]" in str(caught.value)
+    rows = [line.split() for line in str(caught.value).splitlines()]
+    assert ["denoiser.network.blocks.0.first.bias", "[16]", "[8]"] in rows
     with raises(ConfigError, "init_from") as caught:
         trained(tmp_path / "run", f"init_from={first}", "conditioning=label")
-    assert "class_counts: [" in str(caught.value)
+    assert "class_counts" in str(caught.value)
     assert not (tmp_path / "run").exists()
 
 

@@ -54,10 +54,20 @@ class Train:
         heading="Run",
     )
     init_from: str | None = option(
-        "Checkpoint or run directory from whose weights a new run starts (averaged weights, if that run kept an average); the "
-        "optimizer, the averages and the number of images start from the beginning",
+        "Checkpoint, run directory or .safetensors file from whose weights a new run starts (averaged weights, if that run "
+        "kept an average); the optimizer, the averages and the number of images start from the beginning",
         None,
         type="path | null",
+    )
+    init_match: str = option(
+        "all: every tensor of init_from must match by name and shape, except for other classes; some: tensors that do not "
+        "match keep their initial values",
+        "all",
+        one_of=("all", "some"),
+    )
+    freeze: list[str] = option(
+        "Parts of the networks that are not trained: prefixes of parameter names, such as [generator.blocks.0,discriminator]",
+        [],
     )
     resume: str | None = option(
         "auto: continue the run in run_dir, if any; a checkpoint or run directory: continue that run; null: never resume",

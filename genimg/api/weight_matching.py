@@ -1,0 +1,190 @@
+"""Match the tensors of a checkpoint to those of a new model: by name and shape, and classes by their names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from genimg.networks.conditioning import ClassColumns
+from genimg.networks.layers import SpectralNorm
+
+_OF_WEIGHTS = re.compile(r".+\.parametrizations\.\w+\.\d+\..+")  # singular vectors, which follow from a weight
+_MOST_ROWS = 20  # tensors listed in a table
+
+
+@dataclass(frozen=True)
+class ClassChange:
+    """The classes of a checkpoint and of a new model, if they differ, and the tensors that depend on them.
+
+    Attributes:
+        old, new: Class names by label.
+        axes: Dimension of a tensor that is indexed by classes, and where they are in it, by the tensor's name.
+        others: Names of further tensors whose shapes depend on the number of classes, such as singular vectors.
+    """
+
+    old: Sequence[str]
+    new: Sequence[str]
+    axes: Mapping[str, tuple[int, ClassColumns]]
+    others: frozenset[str]
+
+    @classmethod
+    def between(
+        cls,
+        old: Sequence[str],
+        new: Sequence[str],
+        model: nn.Module,
+        shapes: Mapping[str, torch.Size],
+        with_one_more: Mapping[str, torch.Size],
+    ) -> ClassChange:
+        """Find the tensors of a model that depend on its number of classes.
+
+        Args:
+            old, new: Class names by label.
+            model: The new model.
+            shapes: Shapes of its tensors.
+            with_one_more: Shapes of the same model with one class more.
+        """
+        axes, others = {}, set()
+        for name, shape in shapes.items():
+            larger = with_one_more.get(name, shape)
+            if len(larger) != len(shape):
+                continue
+            growing = [axis for axis, (now, then) in enumerate(zip(shape, larger, strict=True)) if now != then]
+            if len(growing) == 1 and larger[growing[0]] == shape[growing[0]] + 1:
+                axes[name] = (growing[0], _columns(model, name))
+            elif growing:
+                others.add(name)
+        return cls(old, new, axes, frozenset(others))
+
+    def describe(self) -> str:
+        """Describe in one line which classes are taken over, new and dropped."""
+        lists = {
+            "taken over": [name for name in self.new if name in self.old],
+            "new": [name for name in self.new if name not in self.old],
+            "dropped": [name for name in self.old if name not in self.new],
+        }
+        return "; ".join(f"{what}: {', '.join(names) or 'none'}" for what, names in lists.items())
+
+    def converted(self, name: str, own: Tensor, found: Tensor) -> Tensor | None:
+        """Return a tensor of the checkpoint for the new classes; None if it has another shape apart from its classes.
+
+        Args:
+            name: Name of the tensor.
+            own: The new model's initial values, which the entries of new classes keep.
+            found: The checkpoint's values.
+        """
+        axis, columns = self.axes[name]
+        num_others = own.shape[axis] - len(self.new)
+        shape = [*own.shape]
+        shape[axis] = num_others + len(self.old)
+        if [*found.shape] != shape:
+            return None
+        result, found = own.clone(), found.to(own.dtype)
+        others = (len(self.new), len(self.old)) if columns.first else (0, 0)
+        result.narrow(axis, others[0], num_others).copy_(found.narrow(axis, others[1], num_others))
+        start = 0 if columns.first else num_others
+        label_of = {name: label for label, name in enumerate(self.old)}
+        pairs = [(label, label_of[name]) for label, name in enumerate(self.new) if name in label_of]
+        places, origins = (torch.tensor([start + pair[side] for pair in pairs], dtype=torch.int64) for side in (0, 1))
+        scale = (len(self.old) / len(self.new)) ** columns.power
+        return result.index_copy_(axis, places, (found.index_select(axis, origins) * scale).to(own.dtype))
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The tensors of a checkpoint that fit a new model.
+
+    Attributes:
+        tensors: Values to load, by name.
+        rows: Name, shape in the new model and shape in the checkpoint of each tensor that does not match, in the order of the
+            new model, then of those that only the checkpoint has.
+        counts: Number of matching tensors and of all tensors of each of the new model's networks, by the network's name.
+    """
+
+    tensors: Mapping[str, Tensor]
+    rows: Sequence[tuple[str, str, str]]
+    counts: Mapping[str, tuple[int, int]]
+
+    @property
+    def kept(self) -> list[str]:
+        """Names of the new model's tensors that do not match and keep their initial values."""
+        return [name for name, own, _ in self.rows if own != _ABSENT]
+
+    def table(self) -> str:
+        """Return an aligned table of the tensors that do not match, with at most 20 rows."""
+        lines = [("tensor", "this model", "the checkpoint"), *self.rows[:_MOST_ROWS]]
+        widths = [max(len(line[column]) for line in lines) for column in range(2)]
+        text = [f"  {name:<{widths[0]}}  {own:<{widths[1]}}  {found}" for name, own, found in lines]
+        more = len(self.rows) - _MOST_ROWS
+        return "\n".join([*text, *([f"  and {more} more"] if more > 0 else [])])
+
+    def describe(self) -> str:
+        """Describe in one line how many tensors of each network match."""
+        return ", ".join(f"{name}: {count} of {total} tensors" for name, (count, total) in self.counts.items())
+
+
+_ABSENT = "absent"
+
+
+def match(
+    own: Mapping[str, Tensor], found: Mapping[str, Tensor], change: ClassChange | None, *, are_folded: bool = False
+) -> Matches:
+    """Match tensors by name and shape, and those of classes by the classes' names.
+
+    Args:
+        own: Initial values of the new model.
+        found: Tensors of the checkpoint.
+        change: Change of the classes; None if they are the same.
+        are_folded: Whether the checkpoint's weights are already divided by their spectral norm, with names of plain weights.
+    """
+    tensors: dict[str, Tensor] = {}
+    rows, unused = [], dict.fromkeys(found)
+    counts: dict[str, tuple[int, int]] = {}
+    for name, value in own.items():
+        plain = re.sub(r"\.parametrizations\.(\w+)\.original$", r".\1", name) if are_folded else name
+        given = found.get(plain)
+        unused.pop(plain, None)
+        follows = _OF_WEIGHTS.fullmatch(name) is not None
+        if follows and (are_folded or (change is not None and name in change.others)):
+            continue  # estimated again
+        matching = None
+        if given is not None and change is not None and name in change.axes:
+            matching = change.converted(name, value, given)
+        elif given is not None and given.shape == value.shape:
+            matching = given
+        if matching is None:
+            rows.append((name, _shape(value), _ABSENT if given is None else _shape(given)))
+        else:
+            tensors[name] = matching
+        if not follows and "." in name:
+            count, total = counts.get(network := name.partition(".")[0], (0, 0))
+            counts[network] = (count + (matching is not None), total + 1)
+    rows += [(name, _ABSENT, _shape(found[name])) for name in unused]
+    return Matches(tensors, rows, counts)
+
+
+def estimate_singular_vectors(model: nn.Module, loaded: Mapping[str, Tensor], change: ClassChange | None) -> None:
+    """Estimate the singular vectors of weights that were loaded without them, or that depend on classes that have changed."""
+    for path, layer in model.named_modules():
+        weight = f"{path.rpartition('.')[0]}.original"
+        if isinstance(layer, SpectralNorm) and weight in loaded:
+            is_known = {f"{path}.left", f"{path}.right"} <= loaded.keys()
+            if not is_known or (change is not None and weight in change.axes):
+                layer.restart(model.get_parameter(weight))
+
+
+def _columns(model: nn.Module, name: str) -> ClassColumns:
+    """Return the ``class_columns`` of the innermost module that has them and holds a tensor."""
+    found, module = ClassColumns(), model
+    for part in name.split("."):
+        found = getattr(module, "class_columns", found)
+        module = getattr(module, part, module)  # the last part is the tensor
+    return found
+
+
+def _shape(tensor: Tensor) -> str:
+    return str([*tensor.shape])
