@@ -37,6 +37,7 @@ from genimg.training.decisions import Decisions
 from genimg.training.device import Precision, choose_device, choose_precision
 from genimg.training.ema import Profile, chosen_weights, require_names
 from genimg.training.evaluation_schedule import ScheduledEvaluator
+from genimg.training.freezing import freeze
 from genimg.training.optimizers import OptimizerSpec, require_capturable
 from genimg.training.performance import Performance
 from genimg.training.recorder import Recorder
@@ -144,6 +145,7 @@ def assemble(
         schedules = build_schedules(config, specs, builder)
         if settings.sync_batch_norm:
             method = _synchronised(method, device)
+        freeze(method, config["freeze"])
         with mounted("performance", performance):
             if is_sharded:
                 performance.prepare(method, device)
@@ -239,6 +241,8 @@ def _is_sharded(config: Config, method_class: type[Method]) -> bool:
     """
     if config["distributed"] == "replicated":
         return False
+    if config["freeze"]:
+        raise ConfigError("freeze does not work with distributed=fsdp", "choose distributed=replicated", key="freeze")
     if not offers(method_class, TrainsSharded):
         problem = f"distributed=fsdp does not work for the model, a {method_class.__name__}"
         fix = "choose distributed=replicated; fsdp is for diffusion, flow matching, consistency models and restoration"
@@ -304,7 +308,7 @@ def _optimizers(
         with mounted("performance", performance):
             return performance.of_optimizer(optimizer, settings, device)
 
-    groups: dict[str, Any] = {**method.parameter_groups()}
+    groups: dict[str, Any] = {**method.trained_groups()}
     if sharding is not None:
         groups = {name: sharding.optimizer_groups(parameters) for name, parameters in groups.items()}
     made = {name: spec.build(groups[name], batch_size, fused) for name, spec in specs.items()}
@@ -428,7 +432,7 @@ def describe_parts(parts: TrainingComponents, config: Mapping[str, Any]) -> None
         parts: The training components.
         config: Their config.
     """
-    source, groups = parts.source, parts.method.parameter_groups()
+    source, groups = parts.source, parts.method.trained_groups()
     log.info("data: %s, %d %s, storage %s", source.name, len(source), _shape(parts), parts.data.storage)
     if source.part_of is not None:
         log.info("data.max_images: a random part of %d images, the same in every run", source.part_of)
@@ -448,6 +452,9 @@ def describe_parts(parts: TrainingComponents, config: Mapping[str, Any]) -> None
             log.warning("the data's %d classes are ignored, because this model has no labels", len(source.class_names))
     counts = (f"{name} {sum(p.numel() for p in parameters):,}" for name, parameters in groups.items())
     log.info("parameters: %s", ", ".join(counts))
+    if frozen := parts.method.frozen_names:
+        sizes = [p.numel() for name, p in parts.method.named_parameters() if name in frozen]
+        log.info("frozen: %s parameters in %d tensors", f"{sum(sizes):,}", len(sizes))
     threads = parts.threads or Threads(torch.get_num_threads(), torch.get_num_threads())
     log.info("device %s, precision %s, %s", parts.device, parts.precision.name, threads)
     log.info("performance: %s", parts.performance.describe(parts.optimizers.values()))

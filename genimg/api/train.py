@@ -324,6 +324,8 @@ def _built(
         assembly = build(config, decided=decided, images_per_second=rate)
     if saved is None and rank() == 0:
         warn_of_conditioning_without_effect(composition, assembly.components.method)
+        if config["freeze"] and initial is None:
+            log.warning("freeze without init_from: the frozen weights stay random")
         if initial is None:
             warn_without_initial_weights(assembly.components.method, composition.choices.get("model"))
         else:

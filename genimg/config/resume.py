@@ -382,6 +382,8 @@ def _why_impossible(state: Node, changes: dict[str, str], config: Node, named: i
         return "steps are counted in batches, so trainer.batch_size cannot change within a run"
     if "optimizer._target_" in changes:
         return "another optimizer cannot use the state of this one"
+    if "freeze" in changes:
+        return "optimizers have no state for parameters that were frozen"
     if any(key.startswith("model.autoencoder.") for key in changes):
         return "the autoencoder is part of the checkpoint, and the latents of another one would differ"
     allowed = (*instantiate.ALLOWED, *map(str, config["allow"] or ()))

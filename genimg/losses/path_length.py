@@ -73,6 +73,8 @@ class PathLength(GeneratorPenalty):
         count = max(len(latent) // self.batch_shrink, 1)
         with torch.autocast(latent.device.type, enabled=False):
             styles = generator.map_latents(latent[:count], condition[:count])  # [n, L, W]
+            if not styles.requires_grad:  # the mapping network is frozen
+                styles.requires_grad_()
             image = generator.synthesize(styles)  # [n, C, H, W]
             noise = torch.randn_like(image) / math.sqrt(image.shape[2] * image.shape[3])
             (gradient,) = torch.autograd.grad((image * noise).sum(), styles, create_graph=True)

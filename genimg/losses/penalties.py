@@ -262,8 +262,8 @@ class WeightClipping(nn.Module):
 
     @torch.no_grad()
     def clip(self, discriminator: nn.Module) -> None:
-        """Clip the weights after an update of the discriminator."""
-        parameters: list[Tensor] = list(discriminator.parameters())
+        """Clip the weights after an update of the discriminator; frozen ones do not change."""
+        parameters: list[Tensor] = [parameter for parameter in discriminator.parameters() if parameter.requires_grad]
         if isinstance(self.limit, Tensor):
             for parameter in parameters:
                 parameter.clamp_(-self.limit, self.limit)

@@ -114,9 +114,17 @@ class Method(nn.Module, ABC):
     optional_batch_keys: tuple[str, ...] = ()
     """Keys that the previews also use if the data has them."""
 
+    frozen_names: frozenset[str] = frozenset()
+    """Names of parameters that are not trained; set by ``training.freezing.freeze``."""
+
     @abstractmethod
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters that each named update trains; every group has its own optimizer."""
+
+    def trained_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return ``parameter_groups`` without frozen parameters."""
+        frozen = {id(parameter) for name, parameter in self.named_parameters() if name in self.frozen_names}
+        return {group: [each for each in own if id(each) not in frozen] for group, own in self.parameter_groups().items()}
 
     @abstractmethod
     def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:

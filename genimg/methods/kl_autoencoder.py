@@ -179,9 +179,17 @@ class KLAutoencoder(Method):
             metrics |= {"loss/adversarial": adversarial.detach(), "loss/adversarial_weight": adversary.weight * ratio}
         return loss, {"loss/total": loss.detach()} | metrics
 
+    def trained_groups(self) -> dict[str, list[nn.Parameter]]:
+        groups = super().trained_groups()
+        trained = {id(parameter) for parameter in groups["autoencoder"] if parameter.dim() > 1}
+        if self.adversary is not None and not any(id(parameter) in trained for parameter in self.decoder.parameters()):
+            problem = "freeze leaves no weights of the decoder, whose gradients balance the adversary's loss"
+            raise ConfigError(problem, "freeze only some of its layers, or remove the adversary", key="freeze")
+        return groups
+
     def _ratio(self, reconstruction: Tensor, adversarial: Tensor) -> Tensor:
         """Return the adaptive weight: the ratio of two losses' gradient norms with respect to the decoder's last weights."""
-        last = [parameter for parameter in self.decoder.parameters() if parameter.dim() > 1][-1]
+        last = [parameter for parameter in self.decoder.parameters() if parameter.dim() > 1 and parameter.requires_grad][-1]
         ours, theirs = (torch.autograd.grad(each, last, retain_graph=True)[0].norm() for each in (reconstruction, adversarial))
         return (ours / (theirs + _SMALLEST_NORM)).clamp(max=_LARGEST_RATIO).detach()
 

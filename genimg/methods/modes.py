@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from types import MethodType
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,21 @@ class LocalBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
+
+
+def keep_in_eval_mode(module: nn.Module) -> None:
+    """Put a module into evaluation mode for good: neither ``train`` of itself nor that of a parent changes it."""
+    module.eval()
+    vars(module)["train"] = MethodType(_unchanged, module)  # an instance's own, which its copies keep
+
+
+def is_kept_in_eval_mode(module: nn.Module) -> bool:
+    """Return whether ``keep_in_eval_mode`` was called for a module."""
+    return "train" in vars(module)
+
+
+def _unchanged(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module
 
 
 @contextmanager
@@ -45,9 +61,12 @@ def take_standing_statistics(network: nn.Module, batches: Iterable[tuple[Tensor,
     """Replace batch norm's running statistics by their means over some batches of inputs.
 
     See standing statistics, Brock et al. 2019, section 3.1. The running statistics from training come from earlier weights, not
-    from the current or averaged weights.
+    from the current or averaged weights. Statistics of frozen layers do not change.
     """
-    norms = [layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._NormBase)]
+    norms = [
+        layer for layer in network.modules()
+        if isinstance(layer, nn.modules.batchnorm._NormBase) and not is_kept_in_eval_mode(layer)
+    ]  # fmt: skip
     momenta, kinds = [layer.momentum for layer in norms], [layer.__class__ for layer in norms]
     with eval_mode(network):
         for layer in norms:

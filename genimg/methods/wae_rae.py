@@ -83,6 +83,8 @@ class DeterministicAutoencoder(ConditionalMethod):
         """Return the loss of a microbatch, and append its latents to ``latents``."""
         batch = self._observed(batch)
         latent = self._encode(batch)
+        if torch.is_grad_enabled() and not latent.requires_grad:  # the encoder is frozen; a penalty may need this gradient
+            latent.requires_grad_()
         latents.append(latent.detach().clone())
         loss, parts = self.loss(batch["image"], latent, self.decoder, self._condition(batch))
         metrics = {"loss/total": loss.detach()} | {f"loss/{name}": value.detach() for name, value in parts.items()}

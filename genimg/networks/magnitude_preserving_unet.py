@@ -96,7 +96,12 @@ class NormalisedLayer(nn.Module):
 
     @torch.no_grad()
     def normalise(self) -> None:
-        """Scale the stored weights to unit magnitude, after an optimizer step ("forced weight normalization")."""
+        """Scale the stored weights to unit magnitude, after an optimizer step ("forced weight normalization").
+
+        Frozen weights do not change.
+        """
+        if not self.weight.requires_grad:
+            return
         weight = own_part(self.weight)  # rows, each of which is scaled on its own
         weight.copy_(normalised(weight, list(range(1, weight.dim()))))
 

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from genimg.methods.modes import is_kept_in_eval_mode
 from genimg.utils.distributed import begin_sum_, world_size
 
 
 class BatchStatistics:
-    """Running means and variances of batch norms. Synchronised layers already see all ranks' images.
+    """Running means and variances of batch norms. Synchronised layers already see all ranks' images; frozen ones do not change.
 
     Args:
         networks: Networks that hold the layers.
@@ -22,7 +23,9 @@ class BatchStatistics:
         buffers = [
             buffer
             for layer in layers.values()
-            if isinstance(layer, nn.modules.batchnorm._NormBase) and not isinstance(layer, nn.SyncBatchNorm)
+            if isinstance(layer, nn.modules.batchnorm._NormBase)
+            and not isinstance(layer, nn.SyncBatchNorm)
+            and not is_kept_in_eval_mode(layer)
             for buffer in layer.buffers()
         ]
         self._buffers: list[Tensor] = [buffer for buffer in buffers if buffer.is_floating_point()]

@@ -161,7 +161,7 @@ class Performance:
 
 def _trained_networks(method: Method) -> list[nn.Module]:
     # requires_grad cannot be used here, because the updater switches it from group to group.
-    trained = {id(parameter) for group in method.parameter_groups().values() for parameter in group}
+    trained = {id(parameter) for group in method.trained_groups().values() for parameter in group}
     return [network for network in method.children() if any(id(parameter) in trained for parameter in network.parameters())]
 
 

@@ -123,13 +123,14 @@ class Trainer:
         self.make_logger = make_logger
         self.describe = describe
         self.updater = Updater(
-            method.parameter_groups(),
+            method.trained_groups(),
             optimizers,
             precision=precision,
             max_grad_norm=settings.max_grad_norm,
             rng=StepRNG(seed, settings.accumulation, precision.device),
             networks=list(method.children()),
             sharding=sharding,
+            has_frozen=bool(method.frozen_names),
         )
         self.state = TrainingState()
         self._background = Background()

@@ -101,6 +101,7 @@ class Updater:
         networks: Networks of all groups. Their buffers change once per step, although ``forward`` of several microbatches is
             computed twice.
         sharding: How parameters are divided among ranks; None if each rank has all of them.
+        has_frozen: Whether networks have frozen parameters. A penalty may then depend on nothing that is trained.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class Updater:
         rng: StepRNG | None = None,
         networks: Sequence[nn.Module] = (),
         sharding: Sharding | None = None,
+        has_frozen: bool = False,
     ) -> None:
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(f"max_grad_norm={max_grad_norm} must be above 0, or null for no clipping")
@@ -124,6 +126,7 @@ class Updater:
         self._num_ranks = world_size()
         several = self._num_ranks > 1
         self._sharding = sharding
+        self._has_frozen = has_frozen
         self._sums = {group: GradientSum(self._undivided(tensors)) for group, tensors in parameters.items()} if several else {}
         self._statistics = BatchStatistics(networks) if several else None
         self.max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
@@ -187,7 +190,8 @@ class Updater:
             if is_last and self._statistics is not None:
                 self._statistics.begin_average()
             with self._sums[group].of_backward(is_last=is_last) if self._sums else nullcontext():
-                (value / (len(batch) * self._num_ranks)).backward()
+                if value.requires_grad or not self._has_frozen:
+                    (value / (len(batch) * self._num_ranks)).backward()
             total = value.detach() if total is None else total + value.detach()
             for name, part in parts.items():
                 share = part / len(batch)

@@ -32,8 +32,8 @@ CASES = [
     ("fully_connected", "concat"), ("wgan_gp", "auxiliary_classifier"), ("sngan", "conditional_batchnorm"),
     ("sngan", "auxiliary_classifier"), ("biggan", "shared_embedding"), ("biggan", "conditional_batchnorm"),
     *((model, "concat") for model in ("vae_small", "vae_resnet", "vae_fully_connected", "vae_hierarchical")),
-    *((model, "label") for model in ("diffusion_small", "flow_small", "flow_dit_small", "ddpm", "edm2", "meanflow_small", "vq_vae_small",
-                                     "vq_transformer")),
+    *((model, "label") for model in ("diffusion_small", "flow_small", "flow_dit_small", "ddpm", "edm2", "meanflow_small")),
+    ("vq_vae_small", "label"), ("vq_transformer", "label"),
 ]  # fmt: skip
 SIZES = tiny.SIZES | tiny.AUTOENCODERS | tiny.DENOISERS
 

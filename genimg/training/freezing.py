@@ -1,0 +1,77 @@
+"""Keep parts of a method's networks as they are during training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from genimg.errors import ConfigError
+from genimg.methods.base import Method
+from genimg.methods.modes import keep_in_eval_mode
+
+_MOST_NAMES = 30  # names listed in a message
+
+
+def freeze(method: Method, prefixes: Sequence[str]) -> None:
+    """Exclude parameters from training.
+
+    They get no gradients and belong to no optimizer (see ``Method.trained_groups``). A module with parameters that are all
+    frozen stays in evaluation mode, together with everything in it: batch norm uses its running statistics and does not change
+    them, spectral norm keeps its estimate, and there is no dropout.
+
+    Args:
+        method: Method with its initial weights.
+        prefixes: Beginnings of parameter names, in whole components: ``encoder.blocks.0`` is part of
+            ``encoder.blocks.0.weight``, but not of ``encoder.blocks.01.weight``.
+
+    Raises:
+        ConfigError: If a prefix matches no trained parameter, or an optimizer would have no parameters left.
+    """
+    groups = method.parameter_groups()
+    trained = {id(parameter) for own in groups.values() for parameter in own}
+    names = [name for name, parameter in method.named_parameters() if id(parameter) in trained]
+    frozen: set[str] = set()
+    for prefix in prefixes:
+        matching = [name for name in names if f"{name}.".startswith(f"{prefix}.")]
+        if not matching:
+            problem = f"freeze={prefix} matches no parameter that is trained"
+            raise ConfigError(problem, f"choose from {_next_components(names, str(prefix))}", key="freeze")
+        frozen.update(matching)
+    if not frozen:
+        return
+    method.frozen_names = frozenset(frozen)
+    for group, left in method.trained_groups().items():
+        if not left:
+            own = {id(parameter) for parameter in groups[group]}
+            existing = [name for name, parameter in method.named_parameters() if id(parameter) in own]
+            problem = f"freeze leaves nothing to train in the parameter group {group}"
+            raise ConfigError(problem, f"freeze only some of {_next_components(existing, _shared(existing))}", key="freeze")
+    parameters = dict(method.named_parameters())
+    ids = {id(parameters[name]) for name in frozen}
+    for name in frozen:
+        parameters[name].requires_grad_(False)
+    for module in method.modules():
+        own_parameters = list(module.parameters())
+        if own_parameters and all(id(parameter) in ids for parameter in own_parameters):
+            for each in module.modules():
+                keep_in_eval_mode(each)
+
+
+def _next_components(names: Iterable[str], prefix: str) -> str:
+    """List the names' beginnings that are one component longer than the longest existing part of a prefix."""
+    names, parts = list(names), prefix.split(".")
+    while parts and not any(f"{name}.".startswith(".".join(parts) + ".") for name in names):
+        parts.pop()
+    beginnings = [name.split(".") for name in names if name.split(".")[: len(parts)] == parts]
+    found = list(dict.fromkeys(".".join(each[: len(parts) + 1]) for each in beginnings))
+    more = len(found) - _MOST_NAMES
+    return ", ".join(found[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _shared(names: Sequence[str]) -> str:
+    """Return the components with which all names begin."""
+    shared = []
+    for components in zip(*(name.split(".")[:-1] for name in names), strict=False):
+        if len(set(components)) > 1:
+            break
+        shared.append(components[0])
+    return ".".join(shared)
