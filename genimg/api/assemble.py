@@ -434,6 +434,8 @@ def describe_parts(parts: TrainingComponents, config: Mapping[str, Any]) -> None
     """
     source, groups = parts.source, parts.method.trained_groups()
     log.info("data: %s, %d %s, storage %s", source.name, len(source), _shape(parts), parts.data.storage)
+    if config["data"].get("classes") is not None:
+        log.info("data.classes: %s", ", ".join(source.class_names))
     if source.part_of is not None:
         log.info("data.max_images: a random part of %d images, the same in every run", source.part_of)
     if source.validation is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from genimg.config.instantiate import Builder, mounted
@@ -12,10 +13,11 @@ from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.datasets.external import as_dataset, dataset_of
 from genimg.data.datasets.unpaired import UnpairedDataset
 from genimg.data.loader import NOISE_KEY, ImageLoader, UnpairedImageLoader
-from genimg.data.split import at_most, without_validation
+from genimg.data.split import at_most, of_classes, without_validation
 from genimg.data.tasks.base import Task
 from genimg.data.transforms import SampleAugment
 from genimg.errors import ConfigError, UserError
+from genimg.inference.labels import find_label
 
 GIVEN = "genimg.data.datasets.external.as_dataset"
 _OF_LOADER = ("storage", "num_workers", "horizontal_flip", "max_corrupt")
@@ -24,7 +26,8 @@ _OF_LOADER = ("storage", "num_workers", "horizontal_flip", "max_corrupt")
 def build_dataset(config: Mapping[str, Any], builder: Builder, given: ImageDataset | None = None) -> ImageDataset:
     """Build the training dataset, with held-out images as its ``validation``.
 
-    Images are held out before ``data.max_images`` selects a part of the others, so they do not depend on it.
+    ``data.classes`` selects images first. Then images are held out, before ``data.max_images`` selects a part of the others, so
+    the held-out images do not depend on it.
 
     Args:
         config: Resolved config.
@@ -32,8 +35,8 @@ def build_dataset(config: Mapping[str, Any], builder: Builder, given: ImageDatas
         given: Dataset to use instead of the config's.
 
     Raises:
-        ConfigError, DataError: If there are no such images, ``data.validation`` selects none of them, or ``data.max_images``
-            selects all.
+        ConfigError, DataError: If there are no such images or classes, ``data.validation`` selects none of them, or
+            ``data.max_images`` selects all.
     """
     data, validation = config["data"], config["data"].get("validation", 0)
     if given is None and data["_target_"] == GIVEN:
@@ -43,9 +46,10 @@ def build_dataset(config: Mapping[str, Any], builder: Builder, given: ImageDatas
     another = isinstance(validation, str)
     other = other_split(data, validation, key="data.validation", instead="give a share such as 0.1") if another else {}
     dataset: ImageDataset = builder.build(_without_loader(data), "data") if given is None else given
+    dataset = _of_chosen_classes(dataset, data.get("classes"))
     if another:
         try:
-            dataset.validation = builder.build(_without_loader(other), "data")
+            dataset.validation = _of_chosen_classes(builder.build(_without_loader(other), "data"), data.get("classes"))
         except UserError as error:
             raise ConfigError(f"data.validation={validation}: {error}") from error
         if dataset.validation.fingerprint == dataset.fingerprint:
@@ -160,5 +164,32 @@ def build_loader(
         return ImageLoader(dataset, device=device, keys=keys, augment=augment, task=task, **settings)
 
 
+def _of_chosen_classes(dataset: ImageDataset, classes: Sequence[object] | None) -> ImageDataset:
+    """Return the images of the classes that ``data.classes`` names, or all for None.
+
+    Raises:
+        ConfigError: If the dataset has no labels, or no such class, or a class is named twice.
+    """
+    if classes is None:
+        return dataset
+    key = "data.classes"
+    if dataset.labels is None:
+        fix = "remove it, or choose data with labels, such as a subdirectory for each class"
+        raise ConfigError(f"{key} has no effect, because {dataset.name} has no labels", fix, key=key)
+    if not classes:
+        raise ConfigError(f"{key}=[] selects no images", f"name classes, such as {key}=[index:0]", key=key)
+    names = dataset.class_names
+    try:
+        labels = [find_label(value, len(names), names, key, owner="the data") for value in classes]
+    except ConfigError as error:
+        raise ConfigError(error.problem, error.fix, key=key) from error
+    repeated = next((label for number, label in enumerate(labels) if label in labels[:number]), None)
+    if repeated is not None:
+        raise ConfigError(f"{key} names the class {names[repeated]} twice", "remove one of them", key=key)
+    if not np.isin(dataset.labels, labels).any():
+        raise ConfigError(f"{key}={list(classes)} selects no images of {dataset.name}", "name other classes", key=key)
+    return of_classes(dataset, labels)
+
+
 def _without_loader(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in data.items() if key not in (*_OF_LOADER, "validation", "max_images")}
+    return {key: value for key, value in data.items() if key not in (*_OF_LOADER, "classes", "validation", "max_images")}

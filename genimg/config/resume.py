@@ -37,7 +37,7 @@ _NEW: Node = {
 }  # fmt: skip
 """Keys that the configs of earlier versions lack, with their defaults."""
 
-_ADDED = ("data.max_images",)  # keys that checkpoints of earlier versions lack; null is their behaviour
+_ADDED = ("data.max_images", "data.classes")  # keys that checkpoints of earlier versions lack; null is their behaviour
 
 # Keys that may differ from the checkpoint's config without changing the training. trainer.duration is one of them because
 # schedules that depend on it store their own duration.

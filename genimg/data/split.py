@@ -112,6 +112,25 @@ def at_most(source: ImageDataset, max_images: int | None) -> ImageDataset:
     return part
 
 
+def of_classes(source: ImageDataset, labels: Sequence[int]) -> ImageDataset:
+    """Return the images of some classes, in the order of the dataset; new labels number these classes in their old order.
+
+    Held-out images of other classes are removed from ``validation``, too.
+
+    Args:
+        source: Images with labels.
+        labels: Distinct labels of the classes to keep.
+    """
+    assert source.labels is not None
+    kept = np.unique(np.array(labels, dtype=np.int64))
+    part = _part(source, np.flatnonzero(np.isin(source.labels, kept)))
+    assert part.labels is not None
+    part.labels = np.searchsorted(kept, part.labels).astype(np.int64)
+    part.class_names = tuple(source.class_names[label] for label in kept.tolist())
+    part.validation = None if source.validation is None else of_classes(source.validation, labels)
+    return part
+
+
 def random_part(source: ImageDataset, count: int) -> ImageDataset:
     """Return ``count`` random images (of unpaired data, from each domain), or all if there are fewer, without validation."""
     if isinstance(source, UnpairedDataset):
@@ -131,7 +150,9 @@ def _without_validation_of_domains(source: UnpairedDataset, share: float) -> Unp
 
 def _part(source: ImageDataset, indices: NDArray[np.int64]) -> ImageDataset:
     if isinstance(source, Subset):  # a part of a part is read from the whole
-        return Subset(source.whole, source.indices[indices])
+        nested = Subset(source.whole, source.indices[indices])
+        nested.labels, nested.class_names = None if source.labels is None else source.labels[indices], source.class_names
+        return nested
     if not isinstance(source, ArrayDataset):
         return Subset(source, indices)
     labels = None if source.labels is None else source.labels[indices]

@@ -13,7 +13,9 @@ _POSITION = re.compile(r"index:(\d+)")
 _MAX_NAMES = 10  # class names shown in a message
 
 
-def find_label(value: object, num_classes: int, class_names: Sequence[str], option: str = "label") -> int:
+def find_label(
+    value: object, num_classes: int, class_names: Sequence[str], option: str = "label", *, owner: str = "this model"
+) -> int:
     """Return the label of the class that ``value`` refers to.
 
     Names have priority over positions, because the names of classes may be numbers. With the folders 1, 2 and 3, label=1 is
@@ -30,6 +32,7 @@ def find_label(value: object, num_classes: int, class_names: Sequence[str], opti
         num_classes: Number of classes, at least 1.
         class_names: Class names by label; empty if unknown.
         option: Name of the option, for messages.
+        owner: What has the classes, for messages.
 
     Raises:
         ConfigError: If no class or more than one matches.
@@ -60,12 +63,14 @@ def find_label(value: object, num_classes: int, class_names: Sequence[str], opti
     own_numbers = any(own is not None and own != label for label, own in enumerate(numbers))
     if type(value) is int and 0 <= value < num_classes and not own_numbers:
         return value
-    raise ConfigError(_no_class(value, num_classes, class_names, option, own_numbers=own_numbers))
+    raise ConfigError(_no_class(value, num_classes, class_names, option, owner, own_numbers=own_numbers))
 
 
-def _no_class(value: object, num_classes: int, class_names: Sequence[str], option: str, *, own_numbers: bool) -> str:
+def _no_class(
+    value: object, num_classes: int, class_names: Sequence[str], option: str, owner: str, *, own_numbers: bool
+) -> str:
     close = nearest(value, class_names) if isinstance(value, str) else ""
-    begin = f"{option}={value} is not a class of this model{close}: give "
+    begin = f"{option}={value} is not a class of {owner}{close}: give "
     if own_numbers:
         return (
             f"{begin}a name: {_shortened(class_names)}; the numbers in the names differ from the positions, so write a "

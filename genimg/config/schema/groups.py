@@ -220,6 +220,11 @@ class Data:
     _target_: str = option("")
     image_size: Any = option("Size in pixels, or [height,width]", type="int | list")
     channels: int = option("1: grey, 3: RGB, 4: RGB with alpha", 3)
+    classes: list[Any] | None = option(
+        "Classes to use, as names, numbers or index:N for a position, such as [cat,dog]; the others are left out; null: all",
+        None,
+        type="list | null",
+    )
     validation: int | float | str = option(
         "Share of the images to hold out from training, or the name of another split such as test, for metrics on "
         "held-out images",
