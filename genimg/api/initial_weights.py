@@ -138,7 +138,7 @@ class InitialWeights:
                 self.class_names, class_names, method, {name: value.shape for name, value in own.items()},
                 shapes(len(class_names) + 1),
             )  # fmt: skip
-        self.matches = matches = match(own, found, change, are_folded=self.parts is not None)
+        self.matches = matches = match(method, found, change, are_folded=self.parts is not None)
         networks = {name.partition(".")[0] for name in found}
         refused = [row for row in matches.rows if not self.is_file or row[0].partition(".")[0] in networks]
         if not matches.tensors or (refused and not some):

@@ -130,21 +130,19 @@ class Matches:
 _ABSENT = "absent"
 
 
-def match(
-    own: Mapping[str, Tensor], found: Mapping[str, Tensor], change: ClassChange | None, *, are_folded: bool = False
-) -> Matches:
+def match(model: nn.Module, found: Mapping[str, Tensor], change: ClassChange | None, *, are_folded: bool = False) -> Matches:
     """Match tensors by name and shape, and those of classes by the classes' names.
 
     Args:
-        own: Initial values of the new model.
+        model: New model with its initial values.
         found: Tensors of the checkpoint.
         change: Change of the classes; None if they are the same.
         are_folded: Whether the checkpoint's weights are already divided by their spectral norm, with names of plain weights.
     """
     tensors: dict[str, Tensor] = {}
     rows, unused = [], dict.fromkeys(found)
-    counts: dict[str, tuple[int, int]] = {}
-    for name, value in own.items():
+    counts = {name.partition(".")[0]: (0, 0) for name, _ in model.named_parameters()}
+    for name, value in model.state_dict().items():
         plain = re.sub(r"\.parametrizations\.(\w+)\.original$", r".\1", name) if are_folded else name
         given = found.get(plain)
         unused.pop(plain, None)
@@ -160,8 +158,8 @@ def match(
             rows.append((name, _shape(value), _ABSENT if given is None else _shape(given)))
         else:
             tensors[name] = matching
-        if not follows and "." in name:
-            count, total = counts.get(network := name.partition(".")[0], (0, 0))
+        if not follows and (network := name.partition(".")[0]) in counts:
+            count, total = counts[network]
             counts[network] = (count + (matching is not None), total + 1)
     rows += [(name, _ABSENT, _shape(found[name])) for name in unused]
     return Matches(tensors, rows, counts)

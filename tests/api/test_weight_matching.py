@@ -57,7 +57,7 @@ def loaded(old: Method, old_names: Sequence[str], new: Method, new_names: Sequen
     change = ClassChange.between(
         old_names, new_names, new, {name: value.shape for name, value in own.items()}, shapes(len(new_names) + 1)
     )
-    matches = match(own, old.state_dict(), change)
+    matches = match(new, old.state_dict(), change)
     assert not matches.rows
     new.load_state_dict({**own, **matches.tensors})
     estimate_singular_vectors(new, matches.tensors, change)
