@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from genimg.api.checkpoints import TrainedCheckpoint
-from genimg.api.weight_matching import ClassChange, Matches, estimate_singular_vectors, match
+from genimg.api.weight_matching import ClassChange, Matches, Row, estimate_singular_vectors, match, table
 from genimg.config.instantiate import present_name
 from genimg.errors import CheckpointError, ConfigError
 from genimg.exporting.networks import names_of_parts
@@ -123,7 +123,7 @@ class InitialWeights:
             method: Method with its initial weights.
             class_names: Class names of its data by label.
             shapes: Function that returns the shapes of the method's tensors for another number of classes.
-            some: Whether tensors that do not match may keep their initial values; otherwise they are refused. Networks that a
+            some: Whether tensors that do not match may keep their initial values; otherwise they are refused. Tensors that a
                 file does not hold always keep theirs.
 
         Raises:
@@ -139,25 +139,26 @@ class InitialWeights:
                 shapes(len(class_names) + 1),
             )  # fmt: skip
         self.matches = matches = match(method, found, change, are_folded=self.parts is not None)
-        networks = {name.partition(".")[0] for name in found}
-        refused = [row for row in matches.rows if not self.is_file or row[0].partition(".")[0] in networks]
+        refused = [row for row in matches.rows if row.found or not self.is_file]
         if not matches.tensors or (refused and not some):
-            self._refuse(matches, len(own.keys() | found.keys()), may_be_some=bool(matches.tensors) and not some)
+            self._refuse(matches, refused, len(own.keys() | found.keys()), some=some)
         method.load_state_dict({**own, **matches.tensors})
         estimate_singular_vectors(method, matches.tensors, change)
         log.info("initial weights: %s", matches.describe())
         if change is not None and change.axes:
             log.info("classes of the initial weights: %s", change.describe())
-        if matches.rows and some:
-            log.warning("these tensors do not match, so those of this model keep their initial values:\n%s", matches.table())
-        self.record |= {"matching": {name: list(pair) for name, pair in matches.counts.items()}, "kept": matches.kept}
+        partly = {name for name, (count, total) in matches.counts.items() if 0 < count < total}
+        if rows := [row for row in matches.rows if some or row.network in partly]:
+            log.warning("these tensors do not match, so those of this model keep their initial values:\n%s", table(rows))
+        kept = [row.name for row in matches.rows if row.own]
+        self.record |= {"matching": {name: list(pair) for name, pair in matches.counts.items()}, "kept": kept}
 
-    def _refuse(self, matches: Matches, total: int, *, may_be_some: bool) -> None:
-        what = f"{len(matches.rows)} of {total} tensors differ" if matches.tensors else "no tensor matches"
+    def _refuse(self, matches: Matches, rows: Sequence[Row], total: int, *, some: bool) -> None:
+        what = f"{len(rows)} of {total} tensors differ" if matches.tensors else "no tensor matches"
         fix = "choose the same network, data.image_size, data.channels and conditioning as in that run's config.yaml"
-        if may_be_some:
+        if matches.tensors and not some:
             fix += ", or set init_match=some to load only the tensors that match"
-        raise ConfigError(f"init_from={self.given} does not fit this model: {what}:\n{matches.table()}\n", fix, key="init_from")
+        raise ConfigError(f"init_from={self.given} does not fit this model: {what}:\n{table(rows)}\n", fix, key="init_from")
 
     def warn_of_another_kind(self, model: Mapping[str, Any]) -> None:
         """Warn if the weights were trained for another purpose than in a new model, although their shapes may be the same.

@@ -95,39 +95,51 @@ class ClassChange:
 
 
 @dataclass(frozen=True)
+class Row:
+    """A tensor that does not match.
+
+    Attributes:
+        name: Name of the tensor.
+        own, found: Shapes in the new model and in the checkpoint, as text; empty if it is absent.
+    """
+
+    name: str
+    own: str
+    found: str
+
+    @property
+    def network(self) -> str:
+        """Name of the network, or of another part of the model, that has the tensor."""
+        return self.name.partition(".")[0]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return an aligned table of tensors that do not match, with at most 20 rows."""
+    cells = [(row.name, row.own or "absent", row.found or "absent") for row in rows[:_MOST_ROWS]]
+    lines = [("tensor", "this model", "the checkpoint"), *cells]
+    widths = [max(len(line[column]) for line in lines) for column in range(2)]
+    text = [f"  {name:<{widths[0]}}  {own:<{widths[1]}}  {found}" for name, own, found in lines]
+    more = len(rows) - _MOST_ROWS
+    return "\n".join([*text, *([f"  and {more} more"] if more > 0 else [])])
+
+
+@dataclass(frozen=True)
 class Matches:
     """The tensors of a checkpoint that fit a new model.
 
     Attributes:
         tensors: Values to load, by name.
-        rows: Name, shape in the new model and shape in the checkpoint of each tensor that does not match, in the order of the
-            new model, then of those that only the checkpoint has.
+        rows: Tensors that do not match, in the order of the new model, then those that only the checkpoint has.
         counts: Number of matching tensors and of all tensors of each of the new model's networks, by the network's name.
     """
 
     tensors: Mapping[str, Tensor]
-    rows: Sequence[tuple[str, str, str]]
+    rows: Sequence[Row]
     counts: Mapping[str, tuple[int, int]]
-
-    @property
-    def kept(self) -> list[str]:
-        """Names of the new model's tensors that do not match and keep their initial values."""
-        return [name for name, own, _ in self.rows if own != _ABSENT]
-
-    def table(self) -> str:
-        """Return an aligned table of the tensors that do not match, with at most 20 rows."""
-        lines = [("tensor", "this model", "the checkpoint"), *self.rows[:_MOST_ROWS]]
-        widths = [max(len(line[column]) for line in lines) for column in range(2)]
-        text = [f"  {name:<{widths[0]}}  {own:<{widths[1]}}  {found}" for name, own, found in lines]
-        more = len(self.rows) - _MOST_ROWS
-        return "\n".join([*text, *([f"  and {more} more"] if more > 0 else [])])
 
     def describe(self) -> str:
         """Describe in one line how many tensors of each network match."""
         return ", ".join(f"{name}: {count} of {total} tensors" for name, (count, total) in self.counts.items())
-
-
-_ABSENT = "absent"
 
 
 def match(model: nn.Module, found: Mapping[str, Tensor], change: ClassChange | None, *, are_folded: bool = False) -> Matches:
@@ -155,13 +167,13 @@ def match(model: nn.Module, found: Mapping[str, Tensor], change: ClassChange | N
         elif given is not None and given.shape == value.shape:
             matching = given
         if matching is None:
-            rows.append((name, _shape(value), _ABSENT if given is None else _shape(given)))
+            rows.append(Row(name, _shape(value), "" if given is None else _shape(given)))
         else:
             tensors[name] = matching
         if not follows and (network := name.partition(".")[0]) in counts:
             count, total = counts[network]
             counts[network] = (count + (matching is not None), total + 1)
-    rows += [(name, _ABSENT, _shape(found[name])) for name in unused]
+    rows += [Row(name, "", _shape(found[name])) for name in unused]
     return Matches(tensors, rows, counts)
 
 

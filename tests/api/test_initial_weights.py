@@ -11,8 +11,13 @@ import pytest
 import tiny
 import torch
 from errors import raises
+from fork_server import run_command
 
-from genimg import train
+from genimg import load, train
+from genimg.api.data import build_dataset
+from genimg.api.initial_weights import InitialWeights
+from genimg.config.compose import Config, compose
+from genimg.config.instantiate import Builder
 from genimg.errors import CheckpointError, ConfigError
 
 FLOW = ("data=shapes", "data.num_images=16", "data.image_size=16", "trainer.batch_size=8", "trainer.preview_images=4",
@@ -143,3 +148,158 @@ def test_a_missing_or_foreign_file_is_refused(tmp_path: Path) -> None:
     torch.save({"weights": torch.zeros(1)}, tmp_path / "foreign.pt")
     with raises(CheckpointError, "init_from"):
         trained(tmp_path / "run", f"init_from={tmp_path / 'foreign.pt'}")
+
+
+GAN = ("data=shapes", "data.num_images=16", "data.image_size=16", "trainer.batch_size=8", "trainer.preview_images=4",
+       "evaluation=none", "device=cpu", "precision=fp32", "conditioning=projection", "trainer.duration=1 steps",
+       "model=sngan", *tiny.SIZES["sngan"])  # fmt: skip
+
+
+def gan(folder: Path, *overrides: str) -> dict[str, Any]:
+    train([*GAN, *overrides, f"run_dir={folder}"])
+    state: dict[str, Any] = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
+    return state
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("labelled") / "run"
+    gan(folder, "data.classes=[circle,square,triangle]")
+    return folder
+
+
+UNCHANGED = ("optimizer.lr=1e-9", "ema=[]")
+
+
+def test_classes_are_matched_by_name(labelled: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    before = torch.load(labelled / "checkpoints/last.pt", weights_only=True)
+    own = gan(tmp_path / "other", "data.classes=[triangle,cross,circle]", *UNCHANGED)
+    assert before["class_names"] == ["circle", "square", "triangle"]
+    assert own["class_names"] == ["circle", "triangle", "cross"]
+    caplog.clear()
+    after = gan(tmp_path / "run", "data.classes=[triangle,cross,circle]", f"init_from={labelled}", *UNCHANGED)
+    start = {**before["method"], **before["averages"]["exponential"]}
+    old, new = before["class_names"], after["class_names"]
+    weight = "generator.linear.weight"
+    for name in ("circle", "triangle"):
+        columns = after["method"][weight][:, new.index(name) - 3], start[weight][:, old.index(name) - 3]
+        torch.testing.assert_close(*columns, rtol=0, atol=1e-6)
+    cross = new.index("cross") - 3
+    torch.testing.assert_close(after["method"][weight][:, cross], own["method"][weight][:, cross], rtol=0, atol=1e-6)
+    torch.testing.assert_close(after["method"][weight][:, :-3], start[weight][:, :-3], rtol=0, atol=1e-6)
+    assert after["initial_weights"]["kept"] == []
+    messages = [record.getMessage() for record in caplog.records if record.getMessage().startswith("classes of the initial")]
+    assert "circle, triangle" in messages[0].partition("new")[0]
+    assert messages[0].endswith("new: cross; dropped: square")
+
+
+def test_some_loads_what_matches_and_names_the_rest(labelled: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    wider = "model.discriminator.features.widths=[16]"
+    with raises(ConfigError, "init_from", "init_match=some"):
+        gan(tmp_path / "run", f"init_from={labelled}", wider)
+    own = gan(tmp_path / "own", wider, *UNCHANGED)
+    after = gan(tmp_path / "run", f"init_from={labelled}", "init_match=some", wider, *UNCHANGED)
+    start = torch.load(labelled / "checkpoints/last.pt", weights_only=True)["averages"]["exponential"]
+    name = "generator.linear.bias"
+    torch.testing.assert_close(after["method"][name], start[name], rtol=0, atol=1e-6)
+    kept = after["initial_weights"]["kept"]
+    assert kept
+    for name in kept:
+        assert name.startswith("discriminator.")
+        if name.endswith(("original", "bias")):
+            torch.testing.assert_close(after["method"][name], own["method"][name], rtol=0, atol=1e-6)
+    [message] = [record.getMessage() for record in caplog.records if "keep their initial values" in record.getMessage()]
+    assert kept[0] in message
+    matching, total = after["initial_weights"]["matching"]["discriminator"]
+    assert matching + sum(".0.left" not in name and ".0.right" not in name for name in kept) == total
+
+
+def test_settings_without_effect_and_weights_without_any_match_are_refused(labelled: Path, tmp_path: Path) -> None:
+    with raises(ConfigError, "init_match"):
+        gan(tmp_path / "run", "init_match=some")
+    with raises(ConfigError, "init_from"):
+        trained(tmp_path / "run", f"init_from={labelled}", "init_match=some")
+    with raises(ConfigError, "init_match"):
+        gan(tmp_path / "run", f"init_from={labelled}", "init_match=most")
+    assert not (tmp_path / "run").exists()
+
+
+def exported(ckpt: Path, output: Path, *more: str) -> Path:
+    done = run_command("export", f"ckpt={ckpt}", f"output={output}", "format=safetensors", "device=cpu", *more)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+def test_an_exported_generator_is_a_start(labelled: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("safetensors")
+    caplog.set_level("INFO")
+    file = exported(labelled, tmp_path / "generator.safetensors")
+    classes = "data.classes=[circle,square,cross,triangle]"
+    own = gan(tmp_path / "own", classes, *UNCHANGED)["method"]
+    caplog.clear()
+    after = gan(tmp_path / "run", classes, f"init_from={file}", *UNCHANGED)
+    start = torch.load(labelled / "checkpoints/last.pt", weights_only=True)["averages"]["exponential"]
+    columns = after["method"]["generator.linear.weight"][:, -4:-1]
+    torch.testing.assert_close(columns, start["generator.linear.weight"][:, -3:], rtol=0, atol=1e-6)
+    for name, value in own.items():
+        if name.startswith("discriminator.") and name.endswith(("original", "bias")):
+            torch.testing.assert_close(after["method"][name], value, rtol=0, atol=1e-6)
+    record = after["initial_weights"]
+    assert record["images"] == 8
+    assert record["matching"]["discriminator"][0] == 0
+    assert record["matching"]["generator"][0] == record["matching"]["generator"][1]
+    assert any("discriminator: 0 of " in each.getMessage() for each in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [
+        ("sagan", [*tiny.SIZES["sagan"], "conditioning=none"]),  # whose generator has spectral norm
+        ("vae_small", [*tiny.AUTOENCODERS["vae_small"], "conditioning=none"]),
+        ("vq_vae_small", [*tiny.AUTOENCODERS["vq_vae_small"], "conditioning=none"]),
+        ("restoration", [*tiny.TRANSLATORS["restoration"], "conditioning=none"]),
+    ],
+)
+def test_exports_of_other_models_make_the_same_images(model: str, more: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    arguments = [*GAN[:8], "trainer.duration=2 steps", f"model={model}", *more]
+    train([*arguments, f"run_dir={tmp_path / 'run'}"])
+    config, builder = Config.of(compose([*arguments, "run_dir=unused"]).config), Builder(epoch_size=1000, batch_size=10)
+    torch.manual_seed(5)
+    method = tiny.method_of(config, build_dataset(config, builder), builder).eval()
+    initial = InitialWeights.open(str(exported(tmp_path / "run", tmp_path / "network.safetensors")), ())
+    initial.load_into(method, (), lambda count: {})
+    saved = load(tmp_path / "run", device="cpu").method
+    image = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        if model == "restoration":
+            images = [each.translate(image) for each in (method, saved)]
+        elif model == "vq_vae_small":
+            codes = torch.arange(16).view(1, 4, 4)
+            images = [each.decoder(each.quantizer.lookup(codes)) for each in (method, saved)]
+        else:
+            images = [each.sample(each.draw(range(4), 0)) for each in (method, saved)]
+    assert images[0].std() > 0.01
+    torch.testing.assert_close(*images, rtol=0, atol=0.02 if model == "sagan" else 1e-5)  # of the spectral norm's estimate
+
+
+@pytest.mark.parametrize("content", ["absent", "text", "other", "metadata", "damaged"])
+def test_files_without_weights_of_this_model_are_refused(content: str, labelled: Path, tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    file, kind = tmp_path / "weights.safetensors", CheckpointError
+    if content == "text":
+        file.write_text("no tensors")
+    elif content == "other":
+        safetensors.save_file({"layer.weight": torch.zeros(2)}, file)
+        kind = ConfigError
+    elif content == "metadata":
+        safetensors.save_file({"layer.weight": torch.zeros(2)}, file, {"config": "{"})
+    elif content == "damaged":
+        exported(labelled, file)
+        data = bytearray(file.read_bytes())
+        data[-5] ^= 1
+        file.write_bytes(data)
+    with raises(kind, "init_from"):
+        gan(tmp_path / "run", f"init_from={file}")
+    assert not (tmp_path / "run").exists()
