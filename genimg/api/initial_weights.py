@@ -38,7 +38,7 @@ class InitialWeights:
         record: Path, SHA-256 digest, number of images and kind of the weights, for the new run's checkpoints; after
             ``load_into``, also the numbers of tensors that match.
         model: The ``model`` group of the checkpoint's config; None if a file does not hold it.
-        class_names: Class names of the checkpoint by label; empty if unknown.
+        class_names: Class names by label, empty for a model that reads no labels; None if they are unknown.
         parts: Function that returns the names of an exported file's parts in a method; None if the tensors have the method's
             own names.
         is_file: Whether the weights are those of a file, which need not hold all networks.
@@ -48,7 +48,7 @@ class InitialWeights:
     tensors: Mapping[str, Tensor]
     record: dict[str, Any]
     model: Mapping[str, Any] | None
-    class_names: Sequence[str]
+    class_names: Sequence[str] | None
     parts: Callable[[Method], Mapping[str, str]] | None = None
     is_file: bool = False
     matches: Matches | None = field(default=None, init=False)
@@ -78,7 +78,9 @@ class InitialWeights:
             "weights": found.weights_label,
         }
         log.info("starting from %s: weights %s, trained on %d images", found.path, found.weights_label, found.images)
-        return cls(given, found.tensors, record, found.config["model"], found.class_names)
+        labels = found.tensors.get("class_counts")
+        names = () if labels is not None and not len(labels) else found.class_names or None
+        return cls(given, found.tensors, record, found.config["model"], names)
 
     @classmethod
     def _of_file(cls, given: str) -> InitialWeights:
@@ -105,7 +107,7 @@ class InitialWeights:
         trained = "" if images is None else f", trained on {images} images"
         log.info("starting from %s: weights %s%s", path, weights, trained)
         parts = None if config is None else lambda method: names_of_parts(method, direction)
-        return cls(given, tensors, record, model, tuple(map(str, classes)), parts, is_file=True)
+        return cls(given, tensors, record, model, None if config is None else tuple(map(str, classes)), parts, is_file=True)
 
     def load_into(
         self,
@@ -133,7 +135,7 @@ class InitialWeights:
         if self.parts is not None:
             found = _renamed(found, self.parts(method))
         change = None
-        if self.class_names and class_names and tuple(self.class_names) != tuple(class_names):
+        if self.class_names is not None and class_names and tuple(self.class_names) != tuple(class_names):
             change = ClassChange.between(
                 self.class_names, class_names, method, {name: value.shape for name, value in own.items()},
                 shapes(len(class_names) + 1),
@@ -158,7 +160,8 @@ class InitialWeights:
         fix = "choose the same network, data.image_size, data.channels and conditioning as in that run's config.yaml"
         if matches.tensors and not some:
             fix += ", or set init_match=some to load only the tensors that match"
-        raise ConfigError(f"init_from={self.given} does not fit this model: {what}:\n{table(rows)}\n", fix, key="init_from")
+        problem = f"init_from={self.given} does not fit this model: {what}:\n{table(rows)}\nso they cannot be loaded"
+        raise ConfigError(problem, fix, key="init_from")
 
     def warn_of_another_kind(self, model: Mapping[str, Any]) -> None:
         """Warn if the weights were trained for another purpose than in a new model, although their shapes may be the same.

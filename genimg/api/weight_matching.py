@@ -21,7 +21,7 @@ class ClassChange:
     """The classes of a checkpoint and of a new model, if they differ, and the tensors that depend on them.
 
     Attributes:
-        old, new: Class names by label.
+        old, new: Class names by label; ``old`` is empty if that model reads no labels.
         axes: Dimension of a tensor that is indexed by classes, and where they are in it, by the tensor's name.
         others: Names of further tensors whose shapes depend on the number of classes, such as singular vectors.
     """
@@ -90,7 +90,7 @@ class ClassChange:
         label_of = {name: label for label, name in enumerate(self.old)}
         pairs = [(label, label_of[name]) for label, name in enumerate(self.new) if name in label_of]
         places, origins = (torch.tensor([start + pair[side] for pair in pairs], dtype=torch.int64) for side in (0, 1))
-        scale = (len(self.old) / len(self.new)) ** columns.power
+        scale = (len(self.old) / len(self.new)) ** columns.power if pairs else 1.0
         return result.index_copy_(axis, places, (found.index_select(axis, origins) * scale).to(own.dtype))
 
 
@@ -166,14 +166,14 @@ def match(model: nn.Module, found: Mapping[str, Tensor], change: ClassChange | N
             matching = change.converted(name, value, given)
         elif given is not None and given.shape == value.shape:
             matching = given
-        if matching is None:
+        if matching is None and "." in name:  # the model's own buffers follow from the data
             rows.append(Row(name, _shape(value), "" if given is None else _shape(given)))
-        else:
+        elif matching is not None:
             tensors[name] = matching
         if not follows and (network := name.partition(".")[0]) in counts:
             count, total = counts[network]
             counts[network] = (count + (matching is not None), total + 1)
-    rows += [Row(name, "", _shape(found[name])) for name in unused]
+    rows += [Row(name, "", _shape(found[name])) for name in unused if "." in name]
     return Matches(tensors, rows, counts)
 
 

@@ -101,7 +101,8 @@ def test_weights_of_another_network_are_refused_by_name_and_shape(first: Path, t
     assert ["denoiser.network.blocks.0.first.bias", "[16]", "[8]"] in rows
     with raises(ConfigError, "init_from") as caught:
         trained(tmp_path / "run", f"init_from={first}", "conditioning=label")
-    assert "class_counts" in str(caught.value)
+    rows = [line.split() for line in str(caught.value).splitlines()]
+    assert any("condition" in row[0] and row[-1] == "absent" for row in rows)
     assert not (tmp_path / "run").exists()
 
 
@@ -213,6 +214,18 @@ def test_some_loads_what_matches_and_names_the_rest(labelled: Path, tmp_path: Pa
     assert kept[0] in message
     matching, total = after["initial_weights"]["matching"]["discriminator"]
     assert matching + sum(".0.left" not in name and ".0.right" not in name for name in kept) == total
+
+
+def test_labels_are_added_to_a_model_without_them(tmp_path: Path) -> None:
+    first = gan(tmp_path / "first", "conditioning=none", "ema=[]")["method"]
+    own = gan(tmp_path / "own", *UNCHANGED)["method"]
+    after = gan(tmp_path / "run", f"init_from={tmp_path / 'first'}", "init_match=some", *UNCHANGED)
+    assert after["initial_weights"]["kept"] == [
+        f"discriminator.projection.parametrizations.weight.{name}" for name in ("original", "0.left", "0.right")
+    ]
+    weight = after["method"]["generator.linear.weight"]
+    torch.testing.assert_close(weight[:, :-5], first["generator.linear.weight"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(weight[:, -5:], own["generator.linear.weight"][:, -5:], rtol=0, atol=1e-6)
 
 
 def test_settings_without_effect_and_weights_without_any_match_are_refused(labelled: Path, tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +59,23 @@ def test_a_resumed_run_has_the_same_bits(tmp_path: Path) -> None:
         for force in ("true", "false"):
             with raises(ConfigError, word="freeze"):
                 trained(tmp_path / "parts", "trainer.duration=6 steps", *arguments[1:], changed, f"resume_force={force}")
+
+
+def test_two_processes_train_like_one_that_accumulates(tmp_path: Path) -> None:
+    arguments = [*GAN, PARTS, "trainer.duration=3 steps"]
+    trained(tmp_path / "one", PARTS, "trainer.duration=3 steps", "trainer.accumulation=2")
+    starter = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "genimg.train"]
+    done = subprocess.run(
+        [sys.executable, *starter, *arguments, f"run_dir={tmp_path / 'two'}"], capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, two = (torch.load(tmp_path / name / "checkpoints/last.pt", weights_only=True)["method"] for name in ("one", "two"))
+    for name, value in one.items():
+        if is_frozen(name):
+            assert torch.equal(value, two[name]), name
+        elif name.endswith((".weight", ".bias")):  # each process has its own statistics within a step
+            torch.testing.assert_close(value, two[name], rtol=0, atol=1e-5)
 
 
 def test_random_frozen_weights_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
