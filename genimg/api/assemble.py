@@ -30,7 +30,7 @@ from genimg.data.packed_files import LATENT
 from genimg.data.split import random_part
 from genimg.errors import ConfigError
 from genimg.evaluation.extractors.base import MissingWeightsError
-from genimg.methods.base import Method
+from genimg.methods.base import Method, frozen_names, trained_groups
 from genimg.methods.capabilities import RegularisesLazily, TakesConditions, TrainsSharded, Translates, offers
 from genimg.training.components import TrainingComponents
 from genimg.training.decisions import Decisions
@@ -308,7 +308,7 @@ def _optimizers(
         with mounted("performance", performance):
             return performance.of_optimizer(optimizer, settings, device)
 
-    groups: dict[str, Any] = {**method.trained_groups()}
+    groups: dict[str, Any] = {**trained_groups(method)}
     if sharding is not None:
         groups = {name: sharding.optimizer_groups(parameters) for name, parameters in groups.items()}
     made = {name: spec.build(groups[name], batch_size, fused) for name, spec in specs.items()}
@@ -432,7 +432,7 @@ def describe_parts(parts: TrainingComponents, config: Mapping[str, Any]) -> None
         parts: The training components.
         config: Their config.
     """
-    source, groups = parts.source, parts.method.trained_groups()
+    source, groups = parts.source, trained_groups(parts.method)
     log.info("data: %s, %d %s, storage %s", source.name, len(source), _shape(parts), parts.data.storage)
     if config["data"].get("classes") is not None:
         log.info("data.classes: %s", ", ".join(source.class_names))
@@ -454,7 +454,7 @@ def describe_parts(parts: TrainingComponents, config: Mapping[str, Any]) -> None
             log.warning("the data's %d classes are ignored, because this model has no labels", len(source.class_names))
     counts = (f"{name} {sum(p.numel() for p in parameters):,}" for name, parameters in groups.items())
     log.info("parameters: %s", ", ".join(counts))
-    if frozen := parts.method.frozen_names:
+    if frozen := frozen_names(parts.method):
         sizes = [p.numel() for name, p in parts.method.named_parameters() if name in frozen]
         log.info("frozen: %s parameters in %d tensors", f"{sum(sizes):,}", len(sizes))
     threads = parts.threads or Threads(torch.get_num_threads(), torch.get_num_threads())

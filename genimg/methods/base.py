@@ -114,17 +114,11 @@ class Method(nn.Module, ABC):
     optional_batch_keys: tuple[str, ...] = ()
     """Keys that the previews also use if the data has them."""
 
-    frozen_names: frozenset[str] = frozenset()
-    """Names of parameters that are not trained; set by ``training.freezing.freeze``."""
+    _frozen_names: frozenset[str] = frozenset()
 
     @abstractmethod
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters that each named update trains; every group has its own optimizer."""
-
-    def trained_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Return ``parameter_groups`` without frozen parameters."""
-        frozen = {id(parameter) for name, parameter in self.named_parameters() if name in self.frozen_names}
-        return {group: [each for each in own if id(each) not in frozen] for group, own in self.parameter_groups().items()}
 
     @abstractmethod
     def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
@@ -142,3 +136,20 @@ class Method(nn.Module, ABC):
             batch: Images of the data.
             drawn: Random inputs of sampling; empty for a method that does not generate.
         """
+
+
+def set_frozen_names(method: Method, names: frozenset[str]) -> None:
+    """Set the names of the parameters that are not trained; see ``training.freezing.freeze``."""
+    method._frozen_names = names
+
+
+def frozen_names(method: Method) -> frozenset[str]:
+    """Return the names of the parameters that are not trained, although they belong to a parameter group."""
+    return method._frozen_names
+
+
+def trained_groups(method: Method) -> dict[str, list[nn.Parameter]]:
+    """Return a method's ``parameter_groups`` without frozen parameters."""
+    names = frozen_names(method)
+    frozen = {id(parameter) for name, parameter in method.named_parameters() if name in names}
+    return {group: [each for each in own if id(each) not in frozen] for group, own in method.parameter_groups().items()}

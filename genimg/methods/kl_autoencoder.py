@@ -174,22 +174,18 @@ class KLAutoencoder(Method):
         metrics |= {"loss/kl": kl.detach(), "latent/std": mean.detach().std()}
         if adversary is not None:
             adversarial = adversary.of_autoencoder(output)
-            ratio = self._ratio(reconstruction, adversarial)
+            ratio = self._ratio(reconstruction, adversarial, output)
             loss = loss + adversary.weight * ratio * adversarial
             metrics |= {"loss/adversarial": adversarial.detach(), "loss/adversarial_weight": adversary.weight * ratio}
         return loss, {"loss/total": loss.detach()} | metrics
 
-    def trained_groups(self) -> dict[str, list[nn.Parameter]]:
-        groups = super().trained_groups()
-        trained = {id(parameter) for parameter in groups["autoencoder"] if parameter.dim() > 1}
-        if self.adversary is not None and not any(id(parameter) in trained for parameter in self.decoder.parameters()):
-            problem = "freeze leaves no weights of the decoder, whose gradients balance the adversary's loss"
-            raise ConfigError(problem, "freeze only some of its layers, or remove the adversary", key="freeze")
-        return groups
+    def _ratio(self, reconstruction: Tensor, adversarial: Tensor, output: Tensor) -> Tensor:
+        """Return the adaptive weight: the ratio of two losses' gradient norms with respect to the decoder's last weights.
 
-    def _ratio(self, reconstruction: Tensor, adversarial: Tensor) -> Tensor:
-        """Return the adaptive weight: the ratio of two losses' gradient norms with respect to the decoder's last weights."""
-        last = [parameter for parameter in self.decoder.parameters() if parameter.dim() > 1 and parameter.requires_grad][-1]
+        If all of these are frozen, the gradients are those with respect to the decoder's output.
+        """
+        weights = [parameter for parameter in self.decoder.parameters() if parameter.dim() > 1 and parameter.requires_grad]
+        last = weights[-1] if weights else output
         ours, theirs = (torch.autograd.grad(each, last, retain_graph=True)[0].norm() for each in (reconstruction, adversarial))
         return (ours / (theirs + _SMALLEST_NORM)).clamp(max=_LARGEST_RATIO).detach()
 

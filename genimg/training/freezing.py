@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from genimg.errors import ConfigError
-from genimg.methods.base import Method
+from genimg.methods.base import Method, set_frozen_names, trained_groups
 from genimg.methods.modes import keep_in_eval_mode
 
 _MOST_NAMES = 30  # names listed in a message
@@ -14,7 +14,7 @@ _MOST_NAMES = 30  # names listed in a message
 def freeze(method: Method, prefixes: Sequence[str]) -> None:
     """Exclude parameters from training.
 
-    They get no gradients and belong to no optimizer (see ``Method.trained_groups``). A module with parameters that are all
+    They get no gradients and belong to no optimizer (see ``methods.base.trained_groups``). A module whose parameters are all
     frozen stays in evaluation mode, together with everything in it: batch norm uses its running statistics and does not change
     them, spectral norm keeps its estimate, and there is no dropout.
 
@@ -38,8 +38,8 @@ def freeze(method: Method, prefixes: Sequence[str]) -> None:
         frozen.update(matching)
     if not frozen:
         return
-    method.frozen_names = frozenset(frozen)
-    for group, left in method.trained_groups().items():
+    set_frozen_names(method, frozenset(frozen))
+    for group, left in trained_groups(method).items():
         if not left:
             own = {id(parameter) for parameter in groups[group]}
             existing = [name for name, parameter in method.named_parameters() if id(parameter) in own]

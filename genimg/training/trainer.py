@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from genimg.data.loader import ImageLoader
 from genimg.evaluation.feature_extraction import EvaluationInterruptedError
 from genimg.evaluation.result import Evaluation
-from genimg.methods.base import Method
+from genimg.methods.base import Method, frozen_names, trained_groups
 from genimg.methods.capabilities import PreparesSaving
 from genimg.training import posthoc_ema
 from genimg.training.async_writer import Background, unchanged_buffers
@@ -123,14 +123,14 @@ class Trainer:
         self.make_logger = make_logger
         self.describe = describe
         self.updater = Updater(
-            method.trained_groups(),
+            trained_groups(method),
             optimizers,
             precision=precision,
             max_grad_norm=settings.max_grad_norm,
             rng=StepRNG(seed, settings.accumulation, precision.device),
             networks=list(method.children()),
             sharding=sharding,
-            has_frozen=bool(method.frozen_names),
+            has_frozen=bool(frozen_names(method)),
         )
         self.state = TrainingState()
         self._background = Background()

@@ -73,11 +73,11 @@ def test_the_adaptive_weight_makes_both_gradients_of_the_last_layer_equally_long
     method, given = build(adversary=adversary(weight=1.0)), batch()
     output = method._reconstruct(given)["reconstruction"]
     error, adversarial = method.loss(output, given["image"]), method.adversary.of_autoencoder(output)
-    ratio = method._ratio(error, adversarial)
+    ratio = method._ratio(error, adversarial, output)
     last = method.decoder[-1].weight
     ours, theirs = (torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (error, ratio * adversarial))
     assert theirs.item() == pytest.approx((ours * (theirs / ratio) / (theirs / ratio + 1e-4)).item(), rel=1e-4)
-    assert method._ratio(error, 0.0 * adversarial).item() == pytest.approx(min(ours.item() / 1e-4, 1e4), rel=1e-4)
+    assert method._ratio(error, 0.0 * adversarial, output).item() == pytest.approx(min(ours.item() / 1e-4, 1e4), rel=1e-4)
 
 
 def test_the_discriminator_is_trained_from_its_start():

@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import tiny
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -36,16 +37,18 @@ from genimg.evaluation.metrics import (
     KernelDistance,
     PrecisionRecall,
 )
-from genimg.methods.base import Method
+from genimg.methods.base import Method, trained_groups
 from genimg.methods.options import NoOptions
 from genimg.training import gradient_sum
 from genimg.training.batch_statistics import BatchStatistics
 from genimg.training.device import Precision
 from genimg.training.ema import Exponential, WeightAverage
+from genimg.training.freezing import freeze
 from genimg.training.gradient_sum import GradientSum
 from genimg.training.optimizers import plain_state
 from genimg.training.sharding import Sharding
-from genimg.training.update import Updater, split
+from genimg.training.update import StepRNG, Updater, split
+from genimg.types import Progress
 from genimg.utils import distributed
 from genimg.utils.distributed import (
     AnotherProcessError,
@@ -443,6 +446,32 @@ def files_when_entering(folder):
     return seen
 
 
+def training_with_frozen_parts():
+    """Weights of a GAN with frozen parts after three steps: by all ranks with a microbatch each, and by each alone with all."""
+    images = torch.rand(3, 4 * world_size(), 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+    def trained_by(batches):
+        gan = tiny.gan()
+        start = {name: value.clone() for name, value in gan.state_dict().items()}
+        freeze(gan, ["generator.layers.0", "generator.layers.1", "discriminator.features"])
+        groups = trained_groups(gan)
+        update = Updater(
+            groups, {name: torch.optim.AdamW(own, 1e-2) for name, own in groups.items()}, precision=Precision("fp32", CPU),
+            max_grad_norm=None, rng=StepRNG(0, len(batches[0]), CPU), networks=list(gan.children()), has_frozen=True,
+        )  # fmt: skip
+        gan.train()
+        for step, batch in enumerate(batches):
+            update.begin(step)
+            gan.step(batch, Progress(step, 1), update)
+            update.end()
+        return start, gan.state_dict()
+
+    start, together = trained_by([[{"image": each[4 * rank() :][:4]}] for each in images])
+    with distributed.alone():
+        _, single = trained_by([split({"image": each}, len(each) // 4) for each in images])
+    return {"start": start, "together": together, "alone": single}
+
+
 def what_this_process_sees(folder):
     own = torch.tensor([1.0, 10.0]) * (rank() + 1)
     total = sum_over_ranks(own)
@@ -466,6 +495,7 @@ def what_this_process_sees(folder):
         "summed gradients": summed_gradients(),
         "divided weights": training_with_divided_weights(),
         "averaged statistics": averaged_statistics(),
+        "frozen parts": training_with_frozen_parts(),
         "files of the first": files_when_entering(folder),
         "failure of the second": failure_of_the_second(),
         "bug of the second": bug_of_the_second(),
@@ -679,6 +709,19 @@ def test_divided_weights_train_sample_and_are_saved_as_whole_ones(ranks):
                 torch.testing.assert_close(saved[name], tensor, rtol=1e-9, atol=1e-12, msg=name)
             for name, tensor in tensors(found["state"][1]["method"]).items():
                 assert torch.equal(tensors(found["restored"])[name], tensor)
+
+
+def test_frozen_parts_keep_their_bits_and_the_others_are_trained_as_by_one_process(ranks):
+    for seen in ranks:
+        found = seen["frozen parts"]
+        for name, start in found["start"].items():
+            together, alone = found["together"][name], found["alone"][name]
+            if name.startswith(("generator.layers.0.", "generator.layers.1.", "discriminator.features.")):
+                assert torch.equal(together, start), name
+                assert torch.equal(alone, start), name
+            elif name.endswith((".weight", ".bias")):
+                assert not torch.equal(together, start), name
+                torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
 
 
 def test_statistics_of_batch_norm_are_averaged_also_where_a_forward_pass_follows(ranks):
