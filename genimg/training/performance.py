@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from genimg.errors import ConfigError
-from genimg.methods.base import Method, trained_groups
+from genimg.methods.base import Method
 from genimg.training import cpu, cpu_layers
 from genimg.training.activation_checkpointing import recompute_blocks
 from genimg.utils.distributed import world_size
@@ -161,7 +161,7 @@ class Performance:
 
 def _trained_networks(method: Method) -> list[nn.Module]:
     # requires_grad cannot be used here, because the updater switches it from group to group.
-    trained = {id(parameter) for group in trained_groups(method).values() for parameter in group}
+    trained = {id(parameter) for group in method.parameter_groups().values() for parameter in group}
     return [network for network in method.children() if any(id(parameter) in trained for parameter in network.parameters())]
 
 
