@@ -145,7 +145,7 @@ def assemble(
         schedules = build_schedules(config, specs, builder)
         if settings.sync_batch_norm:
             method = _synchronised(method, device)
-        freeze(method, config["freeze"])
+        freeze(method, config.get("freeze") or ())
         with mounted("performance", performance):
             if is_sharded:
                 performance.prepare(method, device)
@@ -241,7 +241,7 @@ def _is_sharded(config: Config, method_class: type[Method]) -> bool:
     """
     if config["distributed"] == "replicated":
         return False
-    if config["freeze"]:
+    if config.get("freeze"):
         raise ConfigError("freeze does not work with distributed=fsdp", "choose distributed=replicated", key="freeze")
     if not offers(method_class, TrainsSharded):
         problem = f"distributed=fsdp does not work for the model, a {method_class.__name__}"
