@@ -147,7 +147,9 @@ class ImageLoader:
             rank: Rank of this process.
             world_size: Number of processes.
         """
-        order = InfiniteSampler(len(self.source), seed=seed, horizontal_flip=self.horizontal_flip)
+        order = InfiniteSampler(
+            len(self.source), seed=seed, horizontal_flip=self.horizontal_flip, locality=self.source.locality
+        )
         share = batch_size // world_size
         start = position + rank * share
         return self._stream(order, start, share, batch_size)

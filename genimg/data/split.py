@@ -26,6 +26,7 @@ class Subset(ImageDataset):
         self.name, self.shape, self.class_names = source.name, source.shape, source.class_names
         self.labels = None if source.labels is None else source.labels[indices]
         self.captioned, self.task, self.latent_key = source.captioned, source.task, source.latent_key
+        self.locality = None if source.locality is None else source.locality.of(indices)
         self.fingerprint = digest("part", source.fingerprint, indices.tolist())
 
     def __len__(self) -> int:

@@ -25,6 +25,7 @@ from genimg.data.datasets.caption_files import FolderCaptions
 from genimg.data.decode import PixelFormat, checked_levels, common_format
 from genimg.data.depth import with_float_white
 from genimg.data.image_files import ImageFiles, captions_of, classes_of, is_zip, open_image_files
+from genimg.data.sampler import Locality
 from genimg.data.tasks.base import Task
 from genimg.errors import ConfigError, DataError, NeedsDownloadError, first_line
 from genimg.utils.downloads import reason_of
@@ -54,6 +55,8 @@ class ImageDataset(ABC):
         fingerprint: Hexadecimal digest of everything that determines the images, without their labels; a cache key.
         latent_key: Key of the images' latents in batches, which contains the digest of their autoencoder, or ``noise`` for the
             noise from which the images were generated; None without either.
+        locality: Files whose images are read fastest together, which determine the order of an epoch; None if any order is
+            equally fast.
     """
 
     name: str
@@ -65,6 +68,7 @@ class ImageDataset(ABC):
     task: Task | None = None
     validation: ImageDataset | None = None
     part_of: int | None = None
+    locality: Locality | None = None
     fingerprint: str
 
     def __str__(self) -> str:

@@ -19,17 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from genimg.data.contents import digest_of_contents
+from genimg.data.saved_index import LEAST_SAVED, index_file, read_index, write_index
 from genimg.errors import DataError
-from genimg.utils.files import atomically, is_temporary
+from genimg.utils.files import is_temporary
 from genimg.utils.outputs import MARK, is_unfinished, read_mark, require_finished
-from genimg.utils.paths import cache_dir
 from genimg.utils.pillow import suffixes
 from genimg.utils.progress import Progress
 
 log = logging.getLogger(__name__)
 
 _FORMAT = 2
-_LEAST_CACHED = 10_000  # files; fewer are listed quickly
 _MOST_SHOWN = 3  # skipped directories named in a message
 _OF_HYDRA = {".hydra", "config.yaml"}  # names in a run directory that other programs also use
 _OF_A_RUN = {"checkpoints", "metrics.jsonl", "summary.json", "train.log"}  # names beside them that only a run directory has
@@ -95,7 +94,7 @@ class _Listing:
     def worth_remembering(self) -> bool:
         """Return whether the walk took long and any later change will be detected."""
         is_stable = all(modified < self.started - _RECENT_NS for modified, _ in self.directories.values())
-        return len(self.files) >= _LEAST_CACHED and self.complete and is_stable
+        return len(self.files) >= LEAST_SAVED and self.complete and is_stable
 
 
 def list_images(root: Path, *, refresh: bool) -> Index:
@@ -109,8 +108,8 @@ def list_images(root: Path, *, refresh: bool) -> Index:
         DataError: If the root itself is a run directory.
     """
     extensions = suffixes()
-    file = _cache_file(root)
-    known = None if file is None or refresh else _read(file, root, extensions)
+    file = index_file(root)
+    known = None if refresh else _read(file, root, extensions)
     if known is not None:
         log.info("%d files of %s, from the saved file list (refresh_index=true lists them again)", len(known.paths), root)
         _say_what_was_skipped(root, known.skipped)
@@ -119,8 +118,9 @@ def list_images(root: Path, *, refresh: bool) -> Index:
     paths, names = listing.names()
     contents = digest_of_contents(root, paths)
     index = Index(paths, _combined(names, contents), tuple(sorted(listing.skipped)), root)
-    if file is not None and listing.worth_remembering():
-        _write(file, index, {"names": names, "contents": contents, "directories": listing.directories}, extensions)
+    if listing.worth_remembering():
+        about = {"names": names, "contents": contents, "directories": listing.directories}
+        write_index(file, _content(index, about, extensions))
     _say_what_was_skipped(root, index.skipped)
     return index
 
@@ -231,27 +231,10 @@ def _size(entry: os.DirEntry[str], listing: _Listing) -> int:
         return -1
 
 
-def _cache_file(root: Path) -> Path | None:
-    """Return the path of a root's cached list; None if there is no cache directory."""
-    name = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:32]
-    try:
-        return cache_dir() / "index" / name
-    except RuntimeError:
-        return None
-
-
-def _read(file: Path, root: Path, extensions: tuple[str, ...]) -> Index | None:
+def _read(file: Path | None, root: Path, extensions: tuple[str, ...]) -> Index | None:
     """Read a cached list; return None if there is no valid one or something has changed."""
-    try:
-        content = file.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        log.warning("the file list %s cannot be read (%s) and is rebuilt", file, error.strerror)
-        return None
-    checksum, _, content = content.partition(b"\n")
-    if checksum.decode("ascii", "replace") != hashlib.sha256(content).hexdigest():
-        log.warning("the file list %s is damaged and is rebuilt", file)
+    content = read_index(file)
+    if content is None:
         return None
     head, _, names = content.partition(b"\n")
     header = json.loads(head)
@@ -274,17 +257,7 @@ def _state(root: Path, directory: str) -> tuple[int, int] | None:
     return state.st_mtime_ns, state.st_ino
 
 
-def _write(file: Path, index: Index, about: dict[str, Any], extensions: tuple[str, ...]) -> None:
-    """Write checksum, header and names; names are separated by zeros because they may contain any other byte.
-
-    If the cache cannot be written, only log a warning.
-    """
+def _content(index: Index, about: dict[str, Any], extensions: tuple[str, ...]) -> bytes:
+    """Return a header and the names, which are separated by zeros because they may contain any other byte."""
     header = {"format": _FORMAT, "extensions": extensions, "skipped": index.skipped, **about}
-    content = json.dumps(header).encode() + b"\n" + os.fsencode("\0".join(index.paths))
-    try:
-        with atomically(file) as temporary:
-            temporary.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
-    except OSError as error:
-        log.warning(
-            "the file list cannot be saved in %s (%s): set GENIMG_CACHE to a writable directory", file.parent, error.strerror
-        )
+    return json.dumps(header).encode() + b"\n" + os.fsencode("\0".join(index.paths))

@@ -24,7 +24,7 @@ DAY = 86_400
 def cache(tmp_path, monkeypatch):
     """An empty cache in which even the smallest folder is kept; returns where its files appear."""
     monkeypatch.setenv("GENIMG_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(file_index, "_LEAST_CACHED", 1)
+    monkeypatch.setattr(file_index, "LEAST_SAVED", 1)
     return tmp_path / "cache" / "index"
 
 
@@ -207,7 +207,7 @@ def test_what_changed_just_now_or_in_the_future_is_not_kept(tmp_path, cache, day
 
 
 def test_small_folders_are_not_kept(tmp_path, cache, monkeypatch):
-    monkeypatch.setattr(file_index, "_LEAST_CACHED", 3)
+    monkeypatch.setattr(file_index, "LEAST_SAVED", 3)
     list_images(make(tmp_path / "two", "1.png", "2.png", "notes.txt"), refresh=False)
     assert not cache.exists()
     list_images(make(tmp_path / "three", "1.png", "2.png", "3.png"), refresh=False)
