@@ -45,7 +45,7 @@ _HARMLESS = (
     "run_dir", "resume", "resume_force", "allow", "debug", "traceback", "print_config", "dry_run", "budget", "device",
     "distributed", "evaluation", "expected", "performance", "logger",
     "data.storage", "data.num_workers", "data.max_corrupt",
-    "data.refresh_index",
+    "data.refresh_index", "data.may_download",
     "trainer.duration", "trainer.log_interval", "trainer.preview_interval", "trainer.preview_images",
     "trainer.checkpoint_interval", "trainer.keep_last", "trainer.checkpoint_minutes", "trainer.preview_seconds",
     "trainer.usual_duration", "trainer.weights",

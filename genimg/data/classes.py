@@ -108,6 +108,37 @@ def classes_by_file(content: bytes, paths: Sequence[str], where: str) -> Classes
     return Classes(labels, _names(read.get("class_names"), int(labels.max()) + 1, where))
 
 
+def classes_by_number(
+    labels: Sequence[Any], images: Sequence[str], *, key: str, place: str, names: Sequence[str] | None = None
+) -> Classes:
+    """Return the classes of images that each have a number as their label.
+
+    Args:
+        labels: Label of each image; None where it is missing.
+        images: Names of the images.
+        key: Parameter that chooses the labels, for messages.
+        place: Place of the labels, for messages, such as ``.cls``.
+        names: Class names by label; None uses the numbers.
+
+    Raises:
+        DataError: If a label is missing, or is not an integer from 0 to the largest allowed one.
+    """
+    most = _MOST_CLASSES if names is None else len(names)
+    for image, label in zip(images, labels, strict=True):
+        if label is None:
+            missing = sum(each is None for each in labels)
+            what = f"{missing} of the {len(labels)} images have no label in {place}; the first is {image}"
+            raise DataError(f"{key}: {what}", f"add them, or ignore the labels with {key}=none", key=key)
+        if type(label) is not int or not 0 <= label < most:
+            raise DataError(
+                f"{key}: the label of {image} in {place} is {str(label)[:40]!r}, not a whole number from 0 to {most - 1}",
+                f"choose other labels, or ignore them with {key}=none",
+                key=key,
+            )
+    numbers = np.array(labels, dtype=np.int64)
+    return Classes(numbers, tuple(names) if names is not None else tuple(map(str, range(int(numbers.max()) + 1))))
+
+
 def _checked(entries: Any, where: str) -> dict[str, int]:
     """Return the label of each file name."""
     form = 'entries must look like ["00000/img00000000.png", 6]'

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import heapq
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,29 +23,64 @@ _FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 def digest_of_contents(root: Path, paths: Sequence[str]) -> str:
-    """Return the SHA-256 of file contents, in hexadecimal.
-
-    Files of up to 48 KiB are read whole; of larger ones, the size and 16 KiB at the head, middle and tail are used.
-    If there are more than ``MOST_FILES`` files, only a sample is read, which depends on the names alone. A change of one file
-    in a thousand in a folder of a million is then detected with a probability of 99.996 %.
+    """Return the SHA-256 of file contents, in hexadecimal; see ``digest_of_items``.
 
     Args:
         root: Directory of the files.
         paths: Paths of the files, relative to ``root``, in a fixed order.
     """
-    chosen = _sample(paths)
+    return digest_of_items(paths, partial(_digest, root), str(root))
+
+
+def digest_of_items(names: Sequence[str], digest_of: Callable[[str], bytes], where: str) -> str:
+    """Return the SHA-256 of the contents of files, or of members of an archive, in hexadecimal.
+
+    Items of up to 48 KiB are read whole; of larger ones, the size and 16 KiB at the head, middle and tail are used.
+    If there are more than ``MOST_FILES`` items, only a sample is read, which depends on the names alone. A change of one item
+    in a thousand in a folder of a million is then detected with a probability of 99.996 %.
+
+    Args:
+        names: Names of the items, in a fixed order.
+        digest_of: Function that returns an item's digest, from ``digest_of_region`` or ``digest_of_bytes``.
+        where: Name of the folder or archive, for the progress bar.
+    """
+    chosen = _sample(names)
     whole = hashlib.sha256()
     bounds = [*range(0, len(chosen), _BATCH), len(chosen)]
     with (
         ThreadPoolExecutor(_THREADS) as pool,
-        Progress(total=len(chosen), desc=f"reading {root}", unit="file", delay=2.0, leave=False) as progress,
+        Progress(total=len(chosen), desc=f"reading {where}", unit="file", delay=2.0, leave=False) as progress,
     ):
-        for digests in pool.map(lambda part: [_digest(root, path) for path in part],
+        for digests in pool.map(lambda part: [digest_of(name) for name in part],
                                 [chosen[start:stop] for start, stop in pairwise(bounds)]):  # fmt: skip
             for each in digests:
                 whole.update(each)
             progress.update(len(digests))
     return whole.hexdigest()
+
+
+def digest_of_region(file: int, start: int, size: int) -> bytes:
+    """Return the digest of ``size`` bytes of an open file's descriptor, from ``start`` on."""
+    content = hashlib.sha256(f"{size}\0".encode())
+    for offset, length in _pieces(size):
+        os.lseek(file, start + offset, os.SEEK_SET)
+        content.update(os.read(file, length))
+    return content.digest()
+
+
+def digest_of_bytes(value: bytes | memoryview) -> bytes:
+    """Return the digest of an item in memory, the same as that of a file with this content."""
+    content = hashlib.sha256(f"{len(value)}\0".encode())
+    for offset, length in _pieces(len(value)):
+        content.update(value[offset : offset + length])
+    return content.digest()
+
+
+def _pieces(size: int) -> list[tuple[int, int]]:
+    """Return the offset and length of each piece of an item that is read."""
+    if size <= 3 * _PIECE:
+        return [(0, size)]
+    return [(start, _PIECE) for start in (0, (size - _PIECE) // 2, size - _PIECE)]
 
 
 def _sample(paths: Sequence[str]) -> Sequence[str]:
@@ -57,18 +93,11 @@ def _sample(paths: Sequence[str]) -> Sequence[str]:
 
 def _digest(root: Path, path: str) -> bytes:
     """Return the digest of a file's size and content; an unreadable file counts as "unreadable", and decoding reports why."""
-    content = hashlib.sha256()
     try:
         file = os.open(os.path.join(root, path), _FLAGS)
         try:
-            size = os.fstat(file).st_size
-            content.update(f"{size}\0".encode())
-            starts = [0] if size <= 3 * _PIECE else [0, (size - _PIECE) // 2, size - _PIECE]
-            for start in starts:
-                os.lseek(file, start, os.SEEK_SET)
-                content.update(os.read(file, 3 * _PIECE if len(starts) == 1 else _PIECE))
+            return digest_of_region(file, 0, os.fstat(file).st_size)
         finally:
             os.close(file)
     except OSError:
-        content.update(b"unreadable")
-    return content.digest()
+        return hashlib.sha256(b"unreadable").digest()

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from genimg.data.decode import PixelFormat, has_sixteen_bits, is_deep
+from genimg.data.decode import PixelFormat, checked_levels, common_format, has_sixteen_bits, is_deep
 from genimg.data.image_files import ImageFiles
-from genimg.errors import DataError
+from genimg.errors import ConfigError, DataError
 from genimg.utils.pillow import open_header, open_image
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,31 @@ class _Deep:
     bits: int
     low: float
     high: float
+
+
+def requested_format(
+    image_size: int | Sequence[int] | None, channels: int | None, fit: str, range: Sequence[float] | None
+) -> PixelFormat | None:
+    """Return the format that a dataset's parameters request; None if they keep the files' own size and channels.
+
+    Raises:
+        ConfigError: If a parameter is invalid, or only one of ``image_size`` and ``channels`` is None.
+    """
+    if (image_size is None) != (channels is None):
+        size, count = ("null" if each is None else each for each in (image_size, channels))
+        raise ConfigError(
+            f"image_size={size} does not match channels={count}: give both, or neither to keep those of the files"
+        )
+    return None if image_size is None or channels is None else PixelFormat.of(image_size, channels, fit, range)
+
+
+def pixel_format(files: ImageFiles, requested: PixelFormat | None, range: Sequence[float] | None) -> PixelFormat:
+    """Return the requested format, or the common one of the files, with the value of white in their floats.
+
+    Raises:
+        DataError: See ``common_format`` and ``with_float_white``.
+    """
+    return with_float_white(files, requested or replace(common_format(files), levels=checked_levels(range)))
 
 
 def with_float_white(files: ImageFiles, pixels: PixelFormat) -> PixelFormat:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -9,7 +10,8 @@ from genimg.data.classes import LABELS_FILE, Classes, classes_by_directory, clas
 from genimg.data.datasets.caption_files import FolderCaptions, find_captions
 from genimg.data.datasets.file_index import list_images
 from genimg.data.zips import ZipImages
-from genimg.errors import ConfigError
+from genimg.errors import ConfigError, DataError
+from genimg.utils.pillow import HEIF_SUFFIXES, INSTALL_HEIF, register_heif
 
 
 class ImageFiles(Protocol):
@@ -39,6 +41,22 @@ def is_zip(path: Path) -> bool:
 def open_image_files(path: Path, *, refresh: bool) -> ImageFiles:
     """List the images of a directory or zip file; see ``list_images`` and ``ZipImages``."""
     return ZipImages(path) if is_zip(path) else list_images(path, refresh=refresh)
+
+
+def require_decoders(paths: Sequence[str], root: str) -> None:
+    """Check that the optional decoder of HEIC is installed if there are such images.
+
+    Args:
+        paths: Names of the images.
+        root: Name of the data, for the message.
+
+    Raises:
+        DataError: If it is not installed; the message names the first image.
+    """
+    first = next((path for path in paths if path.lower().endswith(HEIF_SUFFIXES)), None)
+    if first is not None and not register_heif():
+        count = sum(path.lower().endswith(HEIF_SUFFIXES) for path in paths)
+        raise DataError(f"root={root} holds {count} HEIC images, such as {first}", f"{INSTALL_HEIF}, or move them away")
 
 
 def classes_of(files: ImageFiles) -> Classes:

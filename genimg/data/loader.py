@@ -357,6 +357,7 @@ class _Positions(Dataset[Any]):
 
     def __getitem__(self, positions: range) -> tuple[Batch, list[str]]:
         indices = self.order.indices(positions.start, positions.stop)
+        self.source.expect(indices)
         # Too many corrupt images are reported, not raised, so the parent stops the run and no other worker waits.
         images, taken, problems = read_many_valid(self.source, indices, self.allowed)
         batch = {"image": torch.from_numpy(images)}

@@ -38,6 +38,9 @@ class Subset(ImageDataset):
     def read_many(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         return self.whole.read_many(self.indices[indices])
 
+    def expect(self, indices: NDArray[np.int64]) -> None:
+        self.whole.expect(self.indices[indices])
+
     def title(self, index: int) -> str:
         return self.whole.title(int(self.indices[index]))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,12 +18,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from genimg.utils.regular_files import open_regular
 
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP")
-"""Names of the formats in Pillow; JPEG includes MPO."""
+"""Names of the formats in Pillow; JPEG includes MPO. Older versions of Pillow lack AVIF."""
+
+HEIF = "HEIF"
+"""Pillow's name of the format of HEIC files, which the optional package pillow-heif reads."""
+
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+INSTALL_HEIF = "install the decoder with pip install 'genimg[heic]'"
 
 MOST_PIXELS = 178_956_970
 """Width times height; twice the number above which Pillow warns."""
 
 _MOST_BYTES = 2**30  # memory of an image during decoding
+_HEIF_HEAD = 64  # bytes with the file's brand, and usually all brands that it is compatible with
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")  # ISO/IEC 23008-12
+_SHARED_BRANDS = (b"mif1", b"msf1")  # also used by AVIF files, which then name avif as a compatible brand
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _BYTES_OF_DEEP = 16  # per pixel, because images of 16 or 32 bits are scaled in double precision
 _BYTES = 4
@@ -47,7 +57,7 @@ def open_header(file: Path | BinaryIO) -> Iterator[Image.Image]:
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(open_regular(file)) if isinstance(file, Path) else file
         with _decoding():
-            image = stack.enter_context(Image.open(opened, formats=FORMATS))
+            image = stack.enter_context(Image.open(opened, formats=_formats_for(opened)))
         _refuse_bomb(image)
         yield image
 
@@ -98,9 +108,41 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def suffixes() -> tuple[str, ...]:
-    """Return the file suffixes that can be opened, sorted and in lower case, such as ``.png``."""
+    """Return the suffixes of image files, sorted and in lower case, such as ``.png``.
+
+    Those of HEIC are included even if its decoder is not installed, because such files must not be skipped silently.
+    """
     Image.init()
-    return tuple(sorted(suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")))
+    own = {suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")}
+    return tuple(sorted({*own, *HEIF_SUFFIXES}))
+
+
+@cache
+def register_heif() -> bool:
+    """Register the decoder of HEIC with Pillow; return whether the package pillow-heif is installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
+def _formats_for(file: BinaryIO) -> list[str]:
+    """Return the formats that are tried for a file; its position is 0 before and after.
+
+    Raises:
+        UndecodableImageError: If it is a HEIC image and its decoder is not installed.
+    """
+    head = file.read(_HEIF_HEAD)
+    file.seek(0)
+    brand = head[8:12]
+    if head[4:8] == b"ftyp" and (brand in _HEIF_BRANDS or (brand in _SHARED_BRANDS and b"avif" not in head)):
+        if not register_heif():
+            raise UndecodableImageError(f"it is a HEIC image: {INSTALL_HEIF}")
+        return [HEIF]
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 @contextlib.contextmanager

@@ -265,6 +265,60 @@ class Folder(Data):
 
 
 @dataclass
+class HuggingFace(Data):
+    """A Hugging Face dataset in a directory or in the local cache."""
+
+    root: str | None = option("Directory that save_to_disk wrote (set either root or hub)", None, type="directory | null")
+    hub: str | None = option("Id of a dataset in the local cache, such as ylecun/mnist (set either root or hub)", None)
+    subset: str | None = option("With hub: configuration of the dataset, if it has several", None)
+    split: str | None = option("Split; null: the only one, or train", None)
+    image_column: str | None = option("Column of the images; null: the only one with the feature Image", None)
+    label_column: str = option(
+        "Column of the labels; auto: the only one with the feature ClassLabel", "auto", type="auto | none | text"
+    )
+    caption_column: str | None = option(
+        "Column of the captions; auto: a text column named text or caption; null: none", "auto", type="auto | text | null"
+    )
+    may_download: bool = option("With hub: download the dataset if it is not in the local cache", False)
+    image_size: Any = option("Size in pixels, or [height,width]", 32, type="int | list")
+    fit: str = option(_FIT, "crop", one_of=_FITS)
+    range: list[int | float] | None = option(_RANGE, None)
+
+
+@dataclass
+class WebDataset(Data):
+    """Tar shards in WebDataset's layout."""
+
+    root: str = option("Directory of .tar files, one such file, or a pattern such as 'train-{000..009}.tar'", type="path")
+    image: str | None = option("Extension of the images, if a sample has several; null: the only one", None)
+    labels: str = option(
+        "Extension of the files with labels, or json.KEY; auto: see docs/data.md", "auto", type="auto | none | text"
+    )
+    captions: str | None = option(
+        "Extension of the files with captions, or json.KEY; auto: see docs/data.md; null: none",
+        "auto",
+        type="auto | text | null",
+    )
+    shuffle_buffer: int = option("Number of images that are shuffled together; shards are read one group after another", 10000)
+    image_size: Any = option("Size in pixels, or [height,width]", 32, type="int | list")
+    fit: str = option(_FIT, "crop", one_of=_FITS)
+    range: list[int | float] | None = option(_RANGE, None)
+    refresh_index: bool = option("List the files in the shards again, instead of using the saved list", False)
+
+
+@dataclass
+class Lmdb(Data):
+    """Encoded images in an LMDB database."""
+
+    root: str = option("Directory that holds data.mdb", type="directory")
+    prefix: str = option("Start of the keys of the images, if there are other values", "")
+    image_size: Any = option("Size in pixels, or [height,width]", 32, type="int | list")
+    fit: str = option(_FIT, "crop", one_of=_FITS)
+    range: list[int | float] | None = option(_RANGE, None)
+    refresh_index: bool = option("List the keys again, instead of using the saved list", False)
+
+
+@dataclass
 class ImageNet(Data):
     """ImageNet in torchvision's layout."""
 
@@ -381,7 +435,8 @@ GROUPS: dict[str, dict[str, type]] = {
     },
     "data": {
         "folder": Folder, "imagenet": ImageNet, "torchvision": Torchvision, "npz": Npz, "prepared": Prepared, "shapes": Shapes,
-        "paired": Paired, "unpaired": Unpaired, "module": Module, "given": Given,
+        "paired": Paired, "unpaired": Unpaired, "module": Module, "given": Given, "huggingface": HuggingFace,
+        "webdataset": WebDataset, "lmdb": Lmdb,
     },
 }  # fmt: skip
 """Schemas by group and name. Each file of a group includes one in its defaults list: ``/_schema/GROUP/NAME@_here_``."""

@@ -12,7 +12,6 @@ import logging
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from genimg.data.classes import Classes, find_class_folders, stray_images
-from genimg.data.datasets.caption_files import FolderCaptions
-from genimg.data.decode import PixelFormat, checked_levels, common_format
-from genimg.data.depth import with_float_white
-from genimg.data.image_files import ImageFiles, captions_of, classes_of, is_zip, open_image_files
+from genimg.data.datasets.caption_files import Captions
+from genimg.data.decode import PixelFormat
+from genimg.data.depth import pixel_format, requested_format
+from genimg.data.image_files import ImageFiles, captions_of, classes_of, is_zip, open_image_files, require_decoders
 from genimg.data.sampler import Locality
 from genimg.data.tasks.base import Task
 from genimg.errors import ConfigError, DataError, NeedsDownloadError, first_line
@@ -96,6 +95,12 @@ class ImageDataset(ABC):
             images[row] = self.read(index)
         return images
 
+    def expect(self, indices: NDArray[np.int64]) -> None:  # noqa: B027 - optional
+        """Prepare to read images. Training calls this with the images of every batch before it reads them.
+
+        Datasets with a ``locality`` override this to read whole files ahead.
+        """
+
     def title(self, index: int) -> str:
         """Return the title of image ``index``: the path of its file if it has one, else its number."""
         return str(index)
@@ -159,7 +164,7 @@ class FileDataset(ImageDataset):
         files: ImageFiles,
         pixels: PixelFormat,
         classes: Classes,
-        captions: FolderCaptions | None,
+        captions: Captions | None,
     ) -> None:
         self.name = name
         self.paths = files.paths
@@ -290,12 +295,7 @@ def folder(
     """
     if labels not in ("auto", "required", "none"):
         raise ConfigError(f"labels={labels} is unknown: choose auto, required or none")
-    if (image_size is None) != (channels is None):
-        size, count = ("null" if each is None else each for each in (image_size, channels))
-        raise ConfigError(
-            f"image_size={size} does not match channels={count}: give both, or neither to keep those of the files"
-        )
-    given = None if image_size is None or channels is None else PixelFormat.of(image_size, channels, fit, range)
+    requested = requested_format(image_size, channels, fit, range)
     directory = Path(root).expanduser()
     if not directory.is_dir() and not is_zip(directory):
         what = "is a file, not a directory" if directory.exists() else "does not exist"
@@ -303,8 +303,8 @@ def folder(
     files = open_image_files(directory, refresh=refresh_index)
     if not files.paths:
         raise DataError(f"root={root} holds no images: expected files such as .png or .jpg in it or in its subdirectories")
-    pixels = given or replace(common_format(files), levels=checked_levels(range))
-    pixels = with_float_white(files, pixels)
+    require_decoders(files.paths, root)
+    pixels = pixel_format(files, requested, range)
     classes = Classes() if labels == "none" else classes_of(files)
     if labels == "required" and classes.labels is None:
         raise DataError(

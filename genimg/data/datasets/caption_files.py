@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 from genimg.data.subsets import fixed_subset
 from genimg.errors import DataError
@@ -22,6 +23,33 @@ _MOST_BYTES = 2**20  # maximum size of a caption file
 _MISSING_SHARE = 0.01  # share of the images that may lack a caption
 _SAMPLED = 100  # images that are checked for caption files
 _IGNORE = "or ignore captions with captions=null"
+
+
+class Captions(Protocol):
+    """The captions of a dataset's images."""
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """The caption of each image; empty where it is missing.
+
+        Raises:
+            DataError: If captions are damaged, or too many are missing.
+        """
+
+
+class LazyCaptions:
+    """Captions that are read at first use, because few models need them.
+
+    Args:
+        read: Function that returns all captions.
+    """
+
+    def __init__(self, read: Callable[[], list[str]]) -> None:
+        self._read = read
+
+    @cached_property
+    def texts(self) -> list[str]:
+        return self._read()
 
 
 class FolderCaptions:
@@ -46,14 +74,8 @@ class FolderCaptions:
             DataError: If a file is damaged or names an unknown image, or more than one image in a hundred has no caption.
         """
         found = dict(self._beside_images() if self.file is None else self._of_lines(self.file))
-        missing = [path for path in self.paths if path not in found]
-        if missing:
-            where = ".txt beside it" if self.file is None else f"line in {self.file}"
-            what = f"{len(missing)} of the {len(self.paths)} images of {self.root} have no caption"
-            if len(missing) > _MISSING_SHARE * len(self.paths):
-                raise _broken(f"{what}; the first is {missing[0]}, which has no {where}", "write it")
-            log.warning("%s and get an empty one; the first is %s, which has no %s", what, missing[0], where)
-        return [found.get(path, "") for path in self.paths]
+        where = ".txt beside it" if self.file is None else f"line in {self.file}"
+        return complete([found.get(path) for path in self.paths], self.paths, str(self.root), where)
 
     def _beside_images(self) -> Iterator[tuple[str, str]]:
         for path in Progress(self.paths, desc="reading captions", unit="file", delay=1.0, leave=False):
@@ -121,6 +143,32 @@ def find_captions(root: Path, paths: Sequence[str], wanted: str | None) -> Folde
     # The first image may be one of the few without a caption, and checking all would be slow for a million images.
     sampled = [paths[i] for i in fixed_subset(min(_SAMPLED, len(paths)), len(paths))]
     return FolderCaptions(root, paths, None) if any(_text_file(root, path).is_file() for path in sampled) else None
+
+
+def complete(texts: Sequence[str | None], names: Sequence[str], where: str, place: str, *, key: str = "captions") -> list[str]:
+    """Return captions with empty ones where they are missing, and log a warning if there are such images.
+
+    Args:
+        texts: Caption of each image; None where it is missing.
+        names: Names of the images.
+        where: Name of the data, for messages.
+        place: Place where a caption is expected, for messages, such as ``line in captions.jsonl``.
+        key: Parameter that chooses the captions, for messages.
+
+    Raises:
+        DataError: If more than one image in a hundred has no caption.
+    """
+    missing = [name for name, text in zip(names, texts, strict=True) if text is None]
+    if missing:
+        what = f"{len(missing)} of the {len(names)} images of {where} have no caption"
+        if len(missing) > _MISSING_SHARE * len(names):
+            raise DataError(
+                f"{what}; the first is {missing[0]}, which has no {place}",
+                f"write it, or ignore captions with {key}=null",
+                key=key,
+            )
+        log.warning("%s and get an empty one; the first is %s, which has no %s", what, missing[0], place)
+    return [text or "" for text in texts]
 
 
 def _broken(problem: str, fix: str) -> DataError:
