@@ -159,7 +159,7 @@ def _members(path: Path) -> tuple[list[str], NDArray[np.int64]]:
         try:
             with tarfile.open(fileobj=_Headers(file), mode="r:") as archive:
                 while (member := archive.next()) is not None:
-                    archive.members.clear()  # tarfile keeps an object of a kilobyte for each
+                    archive.members = []  # type: ignore[attr-defined]  # it keeps an object of a kilobyte for each
                     if member.sparse is not None or "\0" in member.name:
                         raise tarfile.ReadError(f"{member.name!r} is stored in a form that is not supported")
                     if member.isreg():

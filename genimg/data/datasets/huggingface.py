@@ -125,10 +125,10 @@ def huggingface(
             key="root",
         )
     if root is not None:
-        data, where = (
-            _saved(Path(root).expanduser(), root, split, {"subset": subset, "may_download": may_download or None}),
-            root,
-        )
+        if subset is not None or may_download:
+            given = "may_download=true" if subset is None else f"subset={subset}"
+            raise ConfigError(f"{given} has no effect on a dataset in a directory: remove it, or give hub=ID instead of root")
+        data, where = _saved(Path(root).expanduser(), root, split), root
     else:
         data, where = _of_hub(str(hub), subset, split, may_download), str(hub)
     if len(data) == 0:
@@ -174,14 +174,8 @@ def _offline(package: Any) -> Iterator[None]:
         package.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
-def _saved(folder: Path, root: str, split: str | None, useless: dict[str, Any]) -> Dataset:
+def _saved(folder: Path, root: str, split: str | None) -> Dataset:
     """Open a directory that ``save_to_disk`` wrote."""
-    for key, value in useless.items():
-        if value is not None:
-            shown = str(value).lower() if isinstance(value, bool) else value
-            raise ConfigError(
-                f"{key}={shown} has no effect on a dataset in a directory: remove it, or give hub=ID instead of root"
-            )
     if not is_saved_dataset(folder):
         what = "does not exist" if not folder.exists() else f"holds neither {' nor '.join(_SAVED)}"
         raise DataError(f"root={root} {what}: give a directory that save_to_disk of Hugging Face's package datasets wrote")
