@@ -1,10 +1,10 @@
-"""The inputs ``images=`` and ``real=`` of genimg-eval: a folder (also packed or zipped), an .npz, statistics or a dataset."""
+"""The inputs ``images=`` and ``real=`` of genimg-eval: a folder, a packed dataset, an archive, statistics or a dataset."""
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,12 @@ from genimg.config.compose import compose, options_of_group
 from genimg.config.instantiate import Builder
 from genimg.data.archives import SPLITS
 from genimg.data.datasets.builtin import ImageDataset, folder
+from genimg.data.datasets.huggingface import huggingface
+from genimg.data.datasets.lmdb import lmdb
 from genimg.data.datasets.npz import npz
 from genimg.data.datasets.prepared import PreparedDataset, is_prepared
+from genimg.data.datasets.webdataset import webdataset
+from genimg.data.forms import form_of, is_saved_by_huggingface
 from genimg.data.image_files import is_zip
 from genimg.data.loader import ImageLoader
 from genimg.data.packed_files import DESCRIPTION, Description
@@ -33,12 +37,22 @@ _NEED_SETTINGS = (
     "base",
     "folder",
     "given",
+    "huggingface",
+    "lmdb",
     "module",
     "npz",
     "paired",
     "prepared",
     "unpaired",
+    "webdataset",
 )
+
+_FORMS: dict[str, tuple[Callable[..., ImageDataset], str | None]] = {
+    "huggingface": (huggingface, "label_column"),
+    "lmdb": (lmdb, None),
+    "webdataset": (webdataset, "labels"),
+}
+"""Function and parameter of the labels of each form of data that is recognised by its files."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +118,8 @@ class ImageReader:
 
         Args:
             key: Name of the option, such as images or real.
-            given: A folder, the output of genimg-prepare, an .npz, saved statistics, or ``DATASET`` or ``DATASET:SPLIT``.
+            given: A folder, the output of genimg-prepare, tar shards, an LMDB database, ``DIR`` or ``DIR:SPLIT`` of a Hugging
+                Face dataset, an .npz, saved statistics, or ``DATASET`` or ``DATASET:SPLIT``.
                 ``FILE.npz:NAME`` selects an array of an .npz by its name, ``FILE.npz:SPLIT`` by its split. Images that are
                 passed directly are used unchanged.
 
@@ -123,13 +138,19 @@ class ImageReader:
             return self._side(self._archive(key, file, array))
         if is_prepared(path):
             return self._side(PreparedDataset(path, Description.read(path / DESCRIPTION)))
+        form = form_of(path)
+        if form is not None:
+            return self._side(self._of_form(key, given, form))
+        folder_of_splits, _, split = given.rpartition(":")
+        if folder_of_splits and is_saved_by_huggingface(Path(folder_of_splits).expanduser()):
+            return self._side(self._of_form(key, folder_of_splits, "huggingface", split))
         if path.is_dir() or is_zip(path):
             return self._side(self._folder(key, given))
         name, _, split = given.partition(":")
         datasets = [option for option in options_of_group("data") if option not in _NEED_SETTINGS]
         if name not in datasets:
             raise ConfigError(
-                f"{key}={given} is neither a directory, nor a .zip, .npz or .pt file, nor a dataset: datasets are "
+                f"{key}={given} is neither a directory, nor a .zip, .tar, .npz or .pt file, nor a dataset: datasets are "
                 f"{', '.join(datasets)}, each with an optional split, such as mnist:test"
             )
         return self._dataset(key, name, split)
@@ -163,6 +184,28 @@ class ImageReader:
             )
         except UserError as error:
             raise of_option(key, "root", error) from error
+
+    def _of_form(self, key: str, root: str, form: str, split: str | None = None) -> ImageDataset:
+        """Read a dataset of Hugging Face, an LMDB database or tar shards.
+
+        Args:
+            key: Option that names it.
+            root: Its path.
+            form: See ``form_of``.
+            split: Split of a dataset of Hugging Face; None chooses the default one.
+        """
+        channels = 3 if self.channels is None and self.image_size is not None else self.channels
+        settings: dict[str, Any] = {"image_size": self.image_size, "channels": channels, "fit": "crop", "range": self.range}
+        read, labels = _FORMS[form]
+        if split is not None:
+            settings["split"] = split
+        try:
+            return read(root=root, **settings)
+        except UserError as error:
+            if labels is None or error.key != labels:
+                raise _of_option(key, "root", error) from error
+            log.warning("%s; its labels are ignored here", error.problem)  # few evaluations read labels
+            return read(root=root, **settings, **{labels: "none"})
 
     def _archive(self, key: str, file: str, array: str | None) -> ImageDataset:
         """Read the images of an .npz.

@@ -20,6 +20,7 @@ from genimg.data.contents import digest_of_bytes, digest_of_items
 from genimg.data.datasets.builtin import FileDataset, digest
 from genimg.data.datasets.caption_files import LazyCaptions, complete
 from genimg.data.depth import pixel_format, requested_format
+from genimg.data.forms import is_saved_by_huggingface
 from genimg.errors import ConfigError, DataError, first_line
 from genimg.utils.machine_local import MayDownload
 from genimg.utils.regular_files import read_regular
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _CAPTIONS = ("text", "caption")
-_SAVED = ("dataset_info.json", "dataset_dict.json")  # files in a directory that save_to_disk wrote
 _MOST_BYTES = 2**29  # of an encoded image; no decodable image is larger
 
 
@@ -144,11 +144,6 @@ def huggingface(
     )
 
 
-def is_saved_dataset(folder: Path) -> bool:
-    """Return whether ``save_to_disk`` of Hugging Face's package wrote a directory."""
-    return any((folder / name).is_file() for name in _SAVED)
-
-
 def _key(root: str | None) -> str:
     return "hub" if root is None else "root"
 
@@ -176,8 +171,10 @@ def _offline(package: Any) -> Iterator[None]:
 
 def _saved(folder: Path, root: str, split: str | None) -> Dataset:
     """Open a directory that ``save_to_disk`` wrote."""
-    if not is_saved_dataset(folder):
-        what = "does not exist" if not folder.exists() else f"holds neither {' nor '.join(_SAVED)}"
+    if not is_saved_by_huggingface(folder):
+        what = (
+            "does not exist" if not folder.exists() else "holds neither dataset_dict.json nor dataset_info.json and state.json"
+        )
         raise DataError(f"root={root} {what}: give a directory that save_to_disk of Hugging Face's package datasets wrote")
     package = _package()
     with _offline(package), _naming("root", root):

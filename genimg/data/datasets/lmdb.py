@@ -59,7 +59,7 @@ class LmdbImages:
         import lmdb
 
         try:
-            with environment(self.root).begin(buffers=True) as transaction:
+            with _environment(self.root).begin(buffers=True) as transaction:
                 value = transaction.get(os.fsencode(key))
                 if value is None or len(value) > _MOST_BYTES:
                     raise OSError("the database no longer has it" if value is None else "it is too large for an image")
@@ -94,7 +94,7 @@ class LmdbImages:
         sizes: list[int] = []
         start = os.fsencode(prefix)
         try:
-            with environment(self.root).begin(buffers=True) as transaction, transaction.cursor() as cursor:
+            with _environment(self.root).begin(buffers=True) as transaction, transaction.cursor() as cursor:
                 is_found = cursor.set_range(start) if start else cursor.first()
                 entries = cursor.iternext(keys=True, values=True) if is_found else ()
                 for key, value in Progress(entries, desc=f"listing {self.root}", unit="image", delay=1.0, leave=False):
@@ -147,12 +147,7 @@ def lmdb(
     return FileDataset("lmdb", files, pixel_format(files, requested, range), Classes(), None)
 
 
-def is_lmdb(path: Path) -> bool:
-    """Return whether a directory holds an LMDB database."""
-    return (path / _FILE).is_file()
-
-
-def environment(path: Path) -> Any:
+def _environment(path: Path) -> Any:
     """Return the database at ``path``, opened by this process and shared by its threads.
 
     Raises:

@@ -130,7 +130,7 @@ def webdataset(
     requested = requested_format(image_size, channels, fit, range)
     if shuffle_buffer < 1:
         raise ConfigError(f"shuffle_buffer={shuffle_buffer} must be 1 or more images")
-    directory, names = find_shards(root)
+    directory, names = _find_shards(root)
     listings = open_archives(directory, names, key=root, refresh=refresh_index)
     samples = find_samples(listings, image, [labels, captions or ""])
     if not samples.names:
@@ -151,7 +151,7 @@ def webdataset(
     )
 
 
-def find_shards(root: str) -> tuple[Path, list[str]]:
+def _find_shards(root: str) -> tuple[Path, list[str]]:
     """Return the directory of the shards that ``root`` names, and their paths relative to it.
 
     Raises:
@@ -162,7 +162,7 @@ def find_shards(root: str) -> tuple[Path, list[str]]:
         names = sorted(entry.name for entry in given.iterdir() if not entry.name.startswith("."))
         found = [given / name for name in names if name.endswith(".tar") or _COMPRESSED.fullmatch(name)]
     else:
-        found = [Path(path) for path in expand_braces(str(given))]
+        found = [Path(path) for path in _expand_braces(str(given))]
     compressed = next((path for path in found if _COMPRESSED.fullmatch(path.name)), None)
     if compressed is not None:
         raise DataError(
@@ -181,7 +181,7 @@ def find_shards(root: str) -> tuple[Path, list[str]]:
     return folder, [path.name for path in found]
 
 
-def expand_braces(pattern: str) -> list[str]:
+def _expand_braces(pattern: str) -> list[str]:
     """Expand ``{a,b}`` and ``{000..009}`` like a shell; the numbers have at least as many digits as the first one.
 
     Raises:
