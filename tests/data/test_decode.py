@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image, features
 from genimg.data.datasets.file_index import Index
 from genimg.data.decode import PixelFormat, common_format
 from genimg.errors import ConfigError, DataError
+from genimg.utils.pillow import open_image
 
 
 def array(image: Image.Image, channels: int, *, size=None, fit: str = "crop") -> np.ndarray:
@@ -369,3 +372,93 @@ def test_an_avif_whose_header_is_destroyed_is_refused_and_named(tmp_path):
 def test_a_file_that_vanished_is_named(tmp_path):
     with raises(DataError, word="absent.png"):
         common_format(Index(["absent.png"], "", root=tmp_path))
+
+
+# What files of photos and of other programs hold; docs/data.md lists these rules
+
+
+def png_of(samples: np.ndarray, color_type: int) -> io.BytesIO:
+    """A PNG with 16 bits per channel, which Pillow does not write; uint16 [H, W, C]."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", samples.shape[1], samples.shape[0], 16, color_type, 0, 0, 0)
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in samples)
+    return io.BytesIO(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    )
+
+
+SIXTEEN = np.array([[[0, 255, 256], [0x80FF, 0xFFFF, 0x1234]]], dtype=np.uint16)
+
+
+def test_sixteen_bits_per_colour_keep_the_upper_eight():
+    image = Image.open(png_of(SIXTEEN, 2))
+    assert np.array_equal(array(image, 3), (SIXTEEN >> 8).transpose(2, 0, 1))
+
+
+def test_sixteen_bits_with_alpha_keep_the_upper_eight_and_are_put_on_white():
+    alpha = np.array([[[0xFFFF], [0]]], dtype=np.uint16)
+    image = Image.open(png_of(np.concatenate([SIXTEEN, alpha], axis=2), 6))
+    expected = (SIXTEEN >> 8).transpose(2, 0, 1).copy()
+    expected[:, 0, 1] = 255  # transparent
+    assert np.array_equal(array(image, 3), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_the_orientation_is_applied(orientation, format):
+    values = np.zeros((16, 24), dtype=np.uint8)
+    values[:8, :12] = 255  # the upper left quarter
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = through_file(Image.fromarray(values).convert("RGB"), format, exif=exif)
+    turned = {
+        1: values, 2: values[:, ::-1], 3: values[::-1, ::-1], 4: values[::-1], 5: values.T, 6: np.rot90(values, -1),
+        7: values[::-1, ::-1].T, 8: np.rot90(values),
+    }[orientation]  # fmt: skip
+    size = list(turned.shape)
+    assert np.abs(array(image, 3, size=size)[0].astype(int) - turned).max() < 30  # JPEG is lossy
+
+
+def test_cmyk_jpeg_of_adobe_is_inverted():
+    """Photoshop writes the amount of light instead of that of ink, with a marker; Pillow assumes it for all CMYK JPEGs."""
+    ink = np.zeros((16, 16, 4), dtype=np.uint8)
+    ink[..., 1], ink[..., 3] = 200, 40
+    image = through_file(Image.fromarray(ink, "CMYK"), "JPEG", quality=100, subsampling=0)
+    assert b"Adobe" in image.fp.getvalue()
+    expected = 255 - np.minimum(255, ink[0, 0, :3].astype(int) * (255 - 40) / 255 + 40)
+    assert np.abs(array(image, 3)[:, 8, 8] - expected).max() <= 4
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])
+def test_the_first_frame_or_page_is_used(format):
+    if format == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    colours = ((250, 0, 0), (0, 250, 0), (0, 0, 250))
+    first, *others = [Image.new("RGB", (16, 16), colour) for colour in colours]
+    image = through_file(first, format, save_all=True, append_images=others)
+    assert image.n_frames == 3
+    assert np.abs(array(image, 3)[:, 8, 8].astype(int) - colours[0]).max() <= 8  # AVIF and WebP are lossy
+
+
+def test_an_apng_whose_still_image_is_no_frame_shows_the_still_image():
+    still, frame = Image.new("RGB", (4, 4), (250, 0, 0)), Image.new("RGB", (4, 4), (0, 250, 0))
+    image = through_file(still, "PNG", save_all=True, append_images=[frame], default_image=True)
+    assert array(image, 3)[:, 0, 0].tolist() == [250, 0, 0]
+
+
+def test_the_transparent_parts_of_a_gif_are_put_on_white():
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((1, 0), 1)
+    gif = through_file(image, "GIF", transparency=0, save_all=True, append_images=[Image.new("P", (2, 1))])
+    assert array(gif, 3)[:, 0].T.tolist() == [[255, 255, 255], [200, 100, 50]]
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_avif_is_read_as_pillow_reads_it(tmp_path):
+    Image.fromarray(random_image(16, 16)).save(tmp_path / "a.avif")
+    with open_image(tmp_path / "a.avif") as image:
+        assert np.array_equal(array(image, 3), np.asarray(Image.open(tmp_path / "a.avif")).transpose(2, 0, 1))

@@ -1,5 +1,7 @@
 """Images in a zip file are those of the directory that was zipped, for every thread and process."""
 
+import io
+import json
 import multiprocessing
 import os
 import pickle
@@ -155,3 +157,27 @@ def test_names_that_are_not_utf8_or_long_are_read(root, tmp_path):
     os.link(root / NAMES[0], root / name)
     source = open_images(zipped(root, tmp_path / "images.zip"))
     assert np.array_equal(source.read(source.paths.index(name)), source.read(0))
+
+
+@pytest.mark.parametrize("how", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_layout_of_stylegans_dataset_tool_is_read(tmp_path, how, labelled):
+    """The dataset tools of StyleGAN2-ADA, StyleGAN3, EDM and EDM2 write images in numbered folders, then dataset.json."""
+    names, labels, expected = [], [], []
+    with zipfile.ZipFile(tmp_path / "dataset.zip", "w", how) as archive:
+        for i in (*range(3), *range(999, 1002)):  # into two folders
+            name = f"{i // 1000:05d}/img{i:08d}.png"
+            values = np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            buffer = io.BytesIO()
+            Image.fromarray(values).save(buffer, "png", compress_level=0, optimize=False)
+            archive.writestr(name, buffer.getbuffer())
+            names.append(name)
+            labels.append(i % 5)
+            expected.append(values.transpose(2, 0, 1))
+        table = [list(pair) for pair in zip(names, labels, strict=True)]
+        archive.writestr("dataset.json", json.dumps({"labels": table if labelled else None}))
+    source = open_images(tmp_path / "dataset.zip")
+    assert source.paths == names
+    assert np.array_equal(source.read_many(np.arange(6)), np.stack(expected))
+    assert (None if source.labels is None else source.labels.tolist()) == (labels if labelled else None)
+    assert source.class_names == (("0", "1", "2", "3", "4") if labelled else ())
