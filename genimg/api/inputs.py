@@ -196,6 +196,7 @@ class ImageReader:
         """
         channels = 3 if self.channels is None and self.image_size is not None else self.channels
         settings: dict[str, Any] = {"image_size": self.image_size, "channels": channels, "fit": "crop", "range": self.range}
+        settings["name"] = Path(root).expanduser().name or root
         read, labels = _FORMS[form]
         if split is not None:
             settings["split"] = split

@@ -74,7 +74,10 @@ IMAGES = {
     "genimg.data.datasets.unpaired.unpaired", "genimg.data.datasets.prepared.prepared", "genimg.data.tasks.masks.Files",
     "genimg.data.datasets.builtin.FileDataset", "genimg.data.datasets.paired.PairedDataset",
     "genimg.data.datasets.prepared.PreparedDataset",
-    "genimg.data.datasets.prepared.is_prepared",
+    "genimg.data.datasets.prepared.is_prepared", "genimg.data.datasets.huggingface.huggingface",
+    "genimg.data.datasets.huggingface.RowImages", "genimg.data.datasets.lmdb.lmdb", "genimg.data.datasets.lmdb.LmdbImages",
+    "genimg.data.datasets.webdataset.webdataset", "genimg.data.datasets.webdataset.TarImages",
+    "genimg.data.datasets.webdataset.WebDataset",
 }  # fmt: skip
 """What reads the images that a run was trained on: docs/security.md says when; it stands below ``data`` and ``task`` alone."""
 

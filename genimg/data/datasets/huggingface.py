@@ -96,6 +96,7 @@ def huggingface(
     caption_column: str | None = "auto",
     range: Sequence[float] | None = None,
     may_download: MayDownload = False,
+    name: str = "huggingface",
 ) -> FileDataset:
     """Open a Hugging Face dataset.
 
@@ -112,6 +113,7 @@ def huggingface(
             captions.
         range: See ``folder``.
         may_download: Whether a dataset of the hub is downloaded if it is not in the cache.
+        name: Name for messages.
 
     Raises:
         ConfigError: If a parameter is invalid, the package is not installed, or columns are missing or ambiguous.
@@ -136,7 +138,7 @@ def huggingface(
     files = RowImages(Path(where).expanduser(), data, _image_column(data, image_column), may_name_files=root is None)
     labels, captions = _label_column(data, label_column), _caption_column(data, caption_column)
     return FileDataset(
-        "huggingface",
+        name,
         files,
         pixel_format(files, requested, range),
         Classes() if labels is None else _classes(data, labels, files.paths),

@@ -120,6 +120,7 @@ def lmdb(
     prefix: str = "",
     range: Sequence[float] | None = None,
     refresh_index: bool = False,
+    name: str = "lmdb",
 ) -> FileDataset:
     """List the images of an LMDB database whose values are encoded images.
 
@@ -129,6 +130,7 @@ def lmdb(
         prefix: Start of the keys of the images, for a database that also holds other values.
         range: See ``folder``.
         refresh_index: Whether to ignore the saved list of keys.
+        name: Name for messages.
 
     Raises:
         ConfigError: If a parameter is invalid, or the package is not installed.
@@ -144,7 +146,7 @@ def lmdb(
     if not files.paths:
         what = f"no keys that start with {prefix}" if prefix else "no images"
         raise DataError(f"root={root} holds {what}: give another database" + (" or prefix" if prefix else ""))
-    return FileDataset("lmdb", files, pixel_format(files, requested, range), Classes(), None)
+    return FileDataset(name, files, pixel_format(files, requested, range), Classes(), None)
 
 
 def _environment(path: Path) -> Any:

@@ -81,9 +81,15 @@ class WebDataset(FileDataset):
     locality: Locality
 
     def __init__(
-        self, files: TarImages, pixels: PixelFormat, classes: Classes, captions: LazyCaptions | None, locality: Locality
+        self,
+        name: str,
+        files: TarImages,
+        pixels: PixelFormat,
+        classes: Classes,
+        captions: LazyCaptions | None,
+        locality: Locality,
     ) -> None:
-        super().__init__("webdataset", files, pixels, classes, captions)
+        super().__init__(name, files, pixels, classes, captions)
         self.locality = locality
         self._tars = files
         self._ahead: dict[int, int] = {}  # shard -> number of its images, in the order of reading
@@ -110,6 +116,7 @@ def webdataset(
     shuffle_buffer: int = 10_000,
     range: Sequence[float] | None = None,
     refresh_index: bool = False,
+    name: str = "webdataset",
 ) -> WebDataset:
     """List the samples in tar shards.
 
@@ -122,6 +129,7 @@ def webdataset(
         shuffle_buffer: Number of images that are shuffled together: see ``Locality``.
         range: See ``folder``.
         refresh_index: Whether to ignore the saved lists of files.
+        name: Name for messages.
 
     Raises:
         ConfigError: If a parameter is invalid, or a sample has several images and ``image`` is None.
@@ -143,6 +151,7 @@ def webdataset(
     of_captions = None if captions is None else choose_column("captions", captions, samples, _CAPTIONS, str)
     _say_what_was_found(root, samples, of_labels, of_captions)
     return WebDataset(
+        name,
         files,
         pixel_format(files, requested, range),
         Classes() if of_labels is None else _classes(samples, of_labels, saved),

@@ -32,12 +32,8 @@ def encoded(seed, kind="PNG"):
 
 
 def sample(i):
-    return {
-        "png": encoded(i),
-        "cls": str(i % 3),
-        "txt": f"caption {i}",
-        "json": json.dumps({"label": i % 2, "caption": f"other {i}"}),
-    }
+    content = {"label": i % 2, "caption": f"other {i}"}
+    return {"png": encoded(i), "cls": str(i % 3), "txt": f"caption {i}", "json": json.dumps(content)}
 
 
 def write_shards(root, samples, *, per_shard=PER_SHARD, extensions=None):
