@@ -150,14 +150,11 @@ def webdataset(
     of_labels = choose_column("labels", labels, samples, _LABELS, int)
     of_captions = None if captions is None else choose_column("captions", captions, samples, _CAPTIONS, str)
     _say_what_was_found(root, samples, of_labels, of_captions)
-    return WebDataset(
-        name,
-        files,
-        pixel_format(files, requested, range),
-        Classes() if of_labels is None else _classes(samples, of_labels, saved),
-        None if of_captions is None else LazyCaptions(partial(_captions, samples, of_captions, saved)),
-        Locality(samples.sizes, shuffle_buffer),
-    )
+    classes = Classes() if of_labels is None else _classes(samples, of_labels, saved)
+    locality = Locality(samples.sizes, shuffle_buffer)
+    _warn_of_sorted_shards(classes, locality)
+    texts = None if of_captions is None else LazyCaptions(partial(_captions, samples, of_captions, saved))
+    return WebDataset(name, files, pixel_format(files, requested, range), classes, texts, locality)
 
 
 def _find_shards(root: str) -> tuple[Path, list[str]]:
@@ -251,6 +248,21 @@ def _saved(root: str, state: str, name: str, make: Callable[[], Any], *, worth: 
     value = make()
     write_index(file, state.encode() + b"\n" + json.dumps(value).encode())
     return value
+
+
+def _warn_of_sorted_shards(classes: Classes, locality: Locality) -> None:
+    """Warn if most shards hold a single class, because batches would then hold the classes of few shards."""
+    if classes.labels is None or len(classes.labels) <= locality.buffer:
+        return
+    starts = np.cumsum(locality.sizes) - locality.sizes
+    lowest, highest = (function.reduceat(classes.labels, starts) for function in (np.minimum, np.maximum))
+    count = int((lowest == highest).sum())
+    if count > len(starts) / 2 and lowest.min() < highest.max():
+        log.warning(
+            "shuffle_buffer=%d mixes the images of few shards, but %d of the %d shards hold a single class, so consecutive "
+            "batches will hold few classes: set a larger shuffle_buffer, or write the samples in random order",
+            locality.buffer, count, len(starts),
+        )  # fmt: skip
 
 
 def _say_what_was_found(root: str, samples: Samples, labels: Column | None, captions: Column | None) -> None:

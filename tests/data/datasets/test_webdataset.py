@@ -206,6 +206,17 @@ def test_held_out_images_and_parts_keep_the_shards(root):
     assert next(stream)["image"].shape == (12, 3, 8, 8)
 
 
+def test_shards_of_single_classes_are_noticed(tmp_path, samples, caplog):
+    open_shards(write_shards(tmp_path / "mixed", samples), shuffle_buffer=10)
+    for number, each in enumerate(samples):
+        each["cls"] = str(number // PER_SHARD)
+    root = write_shards(tmp_path / "sorted", samples)
+    open_shards(root, shuffle_buffer=COUNT)
+    assert "shuffle_buffer" not in caplog.text
+    open_shards(root, shuffle_buffer=10)
+    assert "shuffle_buffer=10" in caplog.text
+
+
 def test_a_corrupt_image_is_skipped_or_named(tmp_path, samples, caplog):
     samples[7]["png"] = samples[7]["png"][:60]
     source = open_shards(write_shards(tmp_path / "wrong", samples))
