@@ -36,17 +36,17 @@ def is_saved_by_huggingface(folder: Path) -> bool:
     return any(all((folder / name).is_file() for name in names) for names in _HUGGING_FACE)
 
 
-def what_it_holds(path: Path) -> str:
-    """Return a phrase about a directory or zip file without images: what it holds instead, and how to use it."""
+def other_content(path: Path) -> str:
+    """Return a phrase about what a directory or zip file holds instead of images, and how to use it; empty if unknown."""
     form = form_of(path)
     if form is not None:
-        return f"it holds data in another form: read it with data={form} data.root={path}"
+        return f"data in another form: read it with data={form} data.root={path}"
     if _holds_latents(path):
         return (
-            "it holds latents of an autoencoder (img-mean-std-*.npy), as EDM2's dataset tool writes them: give the zip file or "
+            "latents of an autoencoder (img-mean-std-*.npy), as EDM2's dataset tool writes them: give the zip file or "
             "directory of images from which they were made"
         )
-    return "expected files such as .png or .jpg in it or in its subdirectories"
+    return ""
 
 
 def _holds_latents(path: Path) -> bool:

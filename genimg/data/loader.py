@@ -151,8 +151,7 @@ class ImageLoader:
             len(self.source), seed=seed, horizontal_flip=self.horizontal_flip, locality=self.source.locality
         )
         share = batch_size // world_size
-        start = position + rank * share
-        return self._stream(order, start, share, batch_size)
+        return self._stream(order, position + rank * share, share, batch_size)
 
     def images(self, indices: NDArray[np.int64]) -> Tensor:
         """Return images without augmentation: uint8 [N, C, H, W] on the device."""

@@ -5,62 +5,20 @@ A run can therefore resume exactly in the middle of an epoch, with any number of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from genimg.data.locality import Locality
 from genimg.utils.rng import Stream, seed_of, uniform
-
-
-@dataclass(frozen=True, eq=False)
-class Locality:
-    """The files of a dataset whose images are read fastest in the order in which they are stored.
-
-    An epoch visits such files in random order, in groups of at most ``buffer`` images (but at least one file), and shuffles the
-    images of each group. While a group is used, only its files are read.
-
-    Attributes:
-        sizes: Number of images in each file, int64 [F], positive; the dataset's images are those of the first file, then those
-            of the second, and so on.
-        buffer: Maximum number of images in a group of several files.
-    """
-
-    sizes: NDArray[np.int64]
-    buffer: int
-
-    def groups(self, random: np.random.Generator) -> list[NDArray[np.int64]]:
-        """Return the indices of each group's images in the order in which the groups are visited."""
-        starts = np.cumsum(self.sizes) - self.sizes
-        groups: list[list[NDArray[np.int64]]] = []
-        count = 0
-        for file in random.permutation(len(self.sizes)).tolist():
-            size = int(self.sizes[file])
-            if not groups or count + size > self.buffer:
-                groups.append([])
-                count = 0
-            groups[-1].append(np.arange(starts[file], starts[file] + size, dtype=np.int64))
-            count += size
-        return [np.concatenate(group) for group in groups]
-
-    def of(self, indices: NDArray[np.int64]) -> Locality:
-        """Return the locality of a part of the images, given their increasing indices, int64 [N]."""
-        files = np.searchsorted(np.cumsum(self.sizes), indices, side="right")
-        sizes = np.bincount(files, minlength=len(self.sizes)).astype(np.int64)
-        return Locality(sizes[sizes > 0], self.buffer)
 
 
 @lru_cache(maxsize=3)
 def epoch_order(seed: int, epoch: int, num_images: int, locality: Locality | None = None) -> NDArray[np.int64]:
-    """Return the shuffled indices of one epoch, int64 [N]; the cached array must not be modified.
-
-    A locality whose buffer holds all images has no effect.
-    """
+    """Return the shuffled indices of one epoch, int64 [N]; the cached array must not be modified."""
     random = np.random.default_rng(seed_of(seed, Stream.EPOCH_ORDER, epoch))
-    if locality is None or num_images <= locality.buffer:
-        return random.permutation(num_images)
-    return np.concatenate([random.permutation(group) for group in locality.groups(random)])
+    return random.permutation(num_images) if locality is None else locality.order(random)
 
 
 class InfiniteSampler:

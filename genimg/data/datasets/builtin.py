@@ -23,9 +23,9 @@ from genimg.data.classes import Classes, find_class_folders, stray_images
 from genimg.data.datasets.caption_files import Captions
 from genimg.data.decode import PixelFormat
 from genimg.data.depth import pixel_format, requested_format
-from genimg.data.forms import what_it_holds
+from genimg.data.forms import other_content
 from genimg.data.image_files import ImageFiles, captions_of, classes_of, is_zip, open_image_files, require_decoders
-from genimg.data.sampler import Locality
+from genimg.data.locality import Locality
 from genimg.data.tasks.base import Task
 from genimg.errors import ConfigError, DataError, NeedsDownloadError, first_line
 from genimg.utils.downloads import reason_of
@@ -303,7 +303,9 @@ def folder(
         raise DataError(f"root={root} {what}: give a directory of images, or a .zip of them")
     files = open_image_files(directory, refresh=refresh_index)
     if not files.paths:
-        raise DataError(f"root={root} holds no images: {what_it_holds(directory)}")
+        if other := other_content(directory):
+            raise DataError(f"root={root} holds no images, but {other}")
+        raise DataError(f"root={root} holds no images: expected files such as .png or .jpg in it or in its subdirectories")
     require_decoders(files.paths, root)
     pixels = pixel_format(files, requested, range)
     classes = Classes() if labels == "none" else classes_of(files)

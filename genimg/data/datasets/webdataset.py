@@ -22,7 +22,7 @@ from genimg.data.datasets.caption_files import LazyCaptions, complete
 from genimg.data.decode import PixelFormat
 from genimg.data.depth import pixel_format, requested_format
 from genimg.data.image_files import require_decoders
-from genimg.data.sampler import Locality
+from genimg.data.locality import Locality
 from genimg.data.saved_index import LEAST_SAVED, index_file, read_index, write_index
 from genimg.data.tar_samples import Column, Samples, choose_column, find_samples
 from genimg.data.tars import open_archives, state_of
