@@ -204,7 +204,7 @@ class ImageReader:
             return read(root=root, **settings)
         except UserError as error:
             if labels is None or error.key != labels:
-                raise _of_option(key, "root", error) from error
+                raise of_option(key, "root", error) from error
             log.warning("%s; its labels are ignored here", error.problem)  # few evaluations read labels
             return read(root=root, **settings, **{labels: "none"})
 

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -237,7 +238,7 @@ class ImageLoader:
             self._corruption.report(problem)
 
     def _stream(self, order: InfiniteSampler, start: int, share: int, stride: int) -> Generator[Batch, None, None]:
-        ranges = _Ranges(start, share, stride)
+        ranges = _ranges(start, share, stride)
         batches = self._from_workers(order, ranges) if self.storage == "workers" else self._from_memory(order, ranges)
         if self._pins:
             batches = prefetch(batches, self.device)
@@ -247,7 +248,7 @@ class ImageLoader:
                 yield self._assemble(batch, order, start)
                 start += stride
 
-    def _from_memory(self, order: InfiniteSampler, ranges: _Ranges) -> _Batches:
+    def _from_memory(self, order: InfiniteSampler, ranges: Iterator[range]) -> _Batches:
         self.load()
         assert self._resident is not None
         device = self._resident.device
@@ -260,7 +261,7 @@ class ImageLoader:
 
         return ((rows(positions), []) for positions in ranges)
 
-    def _from_workers(self, order: InfiniteSampler, ranges: _Ranges) -> _Batches:
+    def _from_workers(self, order: InfiniteSampler, ranges: Iterator[range]) -> _Batches:
         labels = self._annotations["label"] if "label" in self.keys else None
         loader = DataLoader(
             _Positions(self.source, order, labels, self.caption_length, self._corruption.allowed, self._latent_key),
@@ -369,17 +370,9 @@ class _Positions(Dataset[Any]):
         return batch, problems
 
 
-class _Ranges:
-    """Yields the positions of each batch, without end."""
-
-    def __init__(self, start: int, share: int, stride: int) -> None:
-        self.start, self.share, self.stride = start, share, stride
-
-    def __iter__(self) -> Iterator[range]:
-        start = self.start
-        while True:
-            yield range(start, start + self.share)
-            start += self.stride
+def _ranges(start: int, share: int, stride: int) -> Iterator[range]:
+    """Return the positions of each batch, without end."""
+    return (range(first, first + share) for first in count(start, stride))
 
 
 def _rows(tensor: Tensor, indices: Tensor, *, pin: bool) -> Tensor:
