@@ -292,6 +292,7 @@ WORDS = {
     "weighting", "resampling", "residual", "best_by", "sampled_mode", "shape", "space", "split", "stop_if",
     "tags", "threads",
     "upsampling",
+    "experiment", "tracking_uri",  # a logger is taken from the command line alone
 }  # fmt: skip
 DIGESTS = {
     ("Classifier", "sha256"), ("FrozenAutoencoder", "sha256"), ("Module", "sha256"), ("Program", "sha256"),

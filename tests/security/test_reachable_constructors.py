@@ -62,7 +62,7 @@ HARMLESS = {
     "genimg.training.ema.chosen_weights.weights",  # the name of an average
     "genimg.training.wandb.WandbRecorder.project",  # a logger is taken from the command line alone
     "genimg.training.wandb.WandbRecorder.entity",
-    "genimg.training.mlflow.MlflowRecorder.experiment",
+    "genimg.training.mlflow.MlflowRecorder.tracking_uri",
     "genimg.training.trackio.TrackioRecorder.project",
 }
 """Parameters with such a name that decide nothing of the kind."""
