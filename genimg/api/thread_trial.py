@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from genimg.api.time_budget import silent
 from genimg.training.autotune import without_trace
 from genimg.training.components import TrainingComponents
 from genimg.training.logger import SilentLogger
-from genimg.training.thread_choice import HOPELESS, Threads, described, fastest
+from genimg.training.thread_choice import HOPELESS, Threads, described
 from genimg.utils.distributed import world_size
 from genimg.utils.durations import to_seconds
 
@@ -26,6 +27,7 @@ _SECONDS = 1.0  # of a measurement of one number of threads
 _SHARE = 0.02  # of the training's time that a measurement of a second may take
 _LARGEST_SHARE = 0.1  # of the training's time that a measurement of a few steps may take
 _FEWEST_STEPS = 5
+_CLEARLY_WORSE = 0.8  # rate, relative to the best, below which a trial tries no smaller numbers
 _SHORT = 200  # steps; a training with fewer ends before a trial would pay
 
 
@@ -121,3 +123,28 @@ def _measured(parts: TrainingComponents, budget: float | None, most: int) -> Tri
     torch.set_num_threads(chosen)
     reason = described(times, chosen, parts.settings.batch_size)
     return TrialResult(Threads(chosen, most, is_fixed=False, is_measured=True, reason=reason), spent)
+
+
+def fastest(seconds_of: Callable[[int, float], float], most: int, affordable: Callable[[float], bool]) -> dict[int, float]:
+    """Measure the time of a step with half of ``most`` threads, with all, and with fewer as long as these may be faster.
+
+    Half comes first: it shows how slow the others may be before they are given up, even if something else keeps a core busy.
+
+    Args:
+        seconds_of: Function that returns the seconds of a step with a number of threads. Its second argument is the best time
+            so far: a number that takes ``HOPELESS`` times as long need not be measured precisely.
+        most: Largest number of threads, at least 2.
+        affordable: Function that returns whether to measure another number, from the best time so far.
+
+    Returns:
+        Seconds of a step by number of threads, in order of measurement. A single entry decides nothing.
+    """
+    number = most // 2
+    times = {number: seconds_of(number, math.inf)}
+    if not affordable(times[number]):
+        return times
+    times[most] = seconds_of(most, times[number])
+    while number > 1 and times[number] * _CLEARLY_WORSE <= min(times.values()) and affordable(min(times.values())):
+        number //= 2
+        times[number] = seconds_of(number, min(times.values()))
+    return times

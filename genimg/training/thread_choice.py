@@ -31,7 +31,6 @@ is far above that, and leaves room for the variations of a quiet machine.
 HOPELESS = 3.0
 """A number is no longer measured once a step takes this many times as long as with another number."""
 
-_CLEARLY_WORSE = 0.8  # rate, relative to the best, below which a trial tries no smaller numbers
 _WINDOW = (16, 2.0)  # fewest steps, and shortest time in seconds, of which the median step is a rate
 _BLOCK = (4, 0.3)  # the same for each block of steps that compares numbers
 _ROUNDS = 2  # blocks for each number
@@ -64,31 +63,6 @@ class Threads:
         of = f" of {self.most}" if self.number < self.most else ""
         plural = "s" if max(self.number, self.most if of else 0) != 1 else ""
         return f"{self.number}{of} thread{plural}" + (f" ({self.reason})" if self.reason else "")
-
-
-def fastest(seconds_of: Callable[[int, float], float], most: int, affordable: Callable[[float], bool]) -> dict[int, float]:
-    """Measure the time of a step with half of ``most`` threads, with all, and with fewer as long as these may be faster.
-
-    Half comes first: it shows how slow the others may be before they are given up, even if something else keeps a core busy.
-
-    Args:
-        seconds_of: Function that returns the seconds of a step with a number of threads. Its second argument is the best time
-            so far: a number that takes ``HOPELESS`` times as long need not be measured precisely.
-        most: Largest number of threads, at least 2.
-        affordable: Function that returns whether to measure another number, from the best time so far.
-
-    Returns:
-        Seconds of a step by number of threads, in order of measurement. A single entry decides nothing.
-    """
-    number = most // 2
-    times = {number: seconds_of(number, math.inf)}
-    if not affordable(times[number]):
-        return times
-    times[most] = seconds_of(most, times[number])
-    while number > 1 and times[number] * _CLEARLY_WORSE <= min(times.values()) and affordable(min(times.values())):
-        number //= 2
-        times[number] = seconds_of(number, min(times.values()))
-    return times
 
 
 def described(times: dict[int, float], chosen: int, batch_size: int) -> str:

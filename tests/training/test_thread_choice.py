@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from genimg.api.thread_trial import fastest
 from genimg.training import thread_choice
 from genimg.training.recorded_threads import RecordedThreads
-from genimg.training.thread_choice import ThreadChoice, ThreadControl, Threads, described, fastest
+from genimg.training.thread_choice import ThreadChoice, ThreadControl, Threads, described
 
 ALONE = {2: 0.010, 1: 0.018}  # seconds of a step by number of threads: as on an AMD EPYC, where the second core halves the time
 BESIDE = {2: 0.060, 1: 0.020}  # beside one busy process
