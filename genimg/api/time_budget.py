@@ -26,7 +26,7 @@ PROVISIONAL_RATE = 1000.0
 
 _MEASURED = 0.05  # share of the time for measuring steps
 _SHORT = 0.05  # share of the time below which an evaluation is measured as a whole
-_VERY_SHORT = 0.03  # share below which it is measured again, because the first one also computes statistics of the real images
+_ONCE = 0.1  # share from which it is not measured again, although the first one may also compute statistics of real images
 _FEWEST_STEPS = 10  # of a training whose duration is a time
 _MARGIN = 0.08  # share of the time for pictures, checkpoints and the error of the short measurement
 
@@ -108,6 +108,6 @@ def _whole_evaluation(parts: TrainingComponents, trainer: Trainer, budget: float
         before = time.monotonic()
         parts.evaluator.evaluator.evaluate(method, parts.data, parts.device)
         seconds: float = broadcast_object(time.monotonic() - before)
-        if seconds >= _VERY_SHORT * budget:
+        if seconds >= _ONCE * budget:
             break
     return seconds

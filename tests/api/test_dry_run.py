@@ -93,7 +93,7 @@ def test_the_averages_are_part_of_the_cost(tmp_path: Path, parts: TrainingCompon
     power = PowerFunction(length=0.05, num_snapshots=7)
     parts = replace(parts, profiles={"first": power, "second": PowerFunction(length=0.1, num_snapshots=0)})
     with caplog.at_level(logging.INFO):
-        rehearse(parts, {"trainer": {"duration": "4 steps"}, "model": {}})
+        rehearse(parts, {"trainer": {"duration": "4 steps"}, "model": {}, "data": {}})
     assert "snapshots of the average first: at most 7 of 0 MB each" in caplog.text
     assert "average second" not in caplog.text
     trainer = parts.trainer(folder=tmp_path, make_logger=lambda *_: SilentLogger(), describe={})
