@@ -64,6 +64,13 @@ def translate() -> None:
         run()
 
 
+def play() -> None:
+    """genimg-play"""
+    rewrite = partial(with_sampling_options, command="play")
+    with _command("play", "play.play", rewrite=rewrite, model_help="play.options_of_model") as run:
+        run()
+
+
 def features() -> None:
     """genimg-features"""
     with _command("features", "features.train_features") as run:

@@ -26,6 +26,7 @@ LAYERS = {
     "genimg.training": 6,
     "genimg.config": 7,
     "genimg.exporting": 8,
+    "genimg.playground": 6,
     "genimg.reporting": 8,
     "genimg.api": 9,
     "genimg.sweeps": 9,

@@ -9,7 +9,7 @@ from genimg.config.compose import Config, require_all_values
 from genimg.config.compose import compose as compose_for
 from genimg.errors import ConfigError
 
-_COMMANDS = ("train", "eval", "sample", "translate", "features", "prepare", "augment", "report", "export", "verify")
+_COMMANDS = ("train", "eval", "sample", "translate", "play", "features", "prepare", "augment", "report", "export", "verify")
 
 
 def compose(overrides: Sequence[str] = (), *, command: str = "train") -> Config:
@@ -17,7 +17,7 @@ def compose(overrides: Sequence[str] = (), *, command: str = "train") -> Config:
 
     Args:
         overrides: Arguments such as ``model=dcgan`` and ``trainer.batch_size=32``.
-        command: ``train``, ``eval``, ``sample``, ``translate``, ``features``, ``prepare``, ``augment``, ``report``,
+        command: ``train``, ``eval``, ``sample``, ``translate``, ``play``, ``features``, ``prepare``, ``augment``, ``report``,
             ``export`` or ``verify``.
 
     Returns:

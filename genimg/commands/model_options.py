@@ -14,21 +14,21 @@ from genimg.methods.sampling_options import listed
 
 
 def listed_options(
-    arguments: Sequence[str], capability: type[Generates] | type[TranslatesRandomly], why_none: str
+    arguments: Sequence[str], capabilities: tuple[type[Generates] | type[TranslatesRandomly], ...], why_none: str
 ) -> tuple[str, list[Option]]:
     """Return a heading and the sampling options of the model of ``ckpt=``.
 
     Args:
         arguments: Arguments of the command line.
-        capability: Capability to which the options belong.
-        why_none: Why a model without the capability has none.
+        capabilities: Capabilities to which the options belong.
+        why_none: Why a model without these capabilities has none.
     """
     ckpt, which, allow = (value_of(key, arguments) for key in ("ckpt", "which", "allow"))
     packages = [package.strip() for package in (allow or "").strip("[]").split(",") if package.strip()]
     checkpoint = TrainedCheckpoint.open(ckpt, which or "last", packages)
     method = checkpoint.method(torch.device("cpu"))
     heading = f"Sampling options of this model, a {type(method).__name__}"
-    if not isinstance(method, capability):
+    if not isinstance(method, capabilities):
         return f"{heading}: none, {why_none}", []
     rows = [Option(name, kind, default, text, "") for name, kind, default, text in listed(method.sampling_options)]
     return heading if rows else f"{heading}: none", rows

@@ -55,4 +55,4 @@ def sample(composed: DictConfig) -> None:
 
 def options_of_model(arguments: Sequence[str]) -> tuple[str, list[Option]]:
     """Return a heading and the sampling options of the model of ``ckpt=``, for --help."""
-    return listed_options(arguments, Generates, "because it does not generate images")
+    return listed_options(arguments, (Generates,), "because it does not generate images")

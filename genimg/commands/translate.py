@@ -86,7 +86,7 @@ def translate(composed: DictConfig) -> None:
 
 def options_of_model(arguments: Sequence[str]) -> tuple[str, list[Option]]:
     """Return a heading and the sampling options of the model of ``ckpt=``, for --help."""
-    return listed_options(arguments, TranslatesRandomly, "because its translations are not random")
+    return listed_options(arguments, (TranslatesRandomly,), "because its translations are not random")
 
 
 def _check(options: Translate) -> None:

@@ -1,8 +1,8 @@
 """Sampling options of a model on the command line, where Hydra does not know their names.
 
-``truncation=0.7`` of genimg-sample stands for ``sampling.truncation=0.7``, and ``steps=10`` of genimg-translate stands for
-``sampling.steps=10``. The other commands have ``sampling`` or ``evaluation.sampling``. All options are checked once the model
-is loaded.
+``truncation=0.7`` of genimg-sample and genimg-play stands for ``sampling.truncation=0.7``, and ``steps=10`` of
+genimg-translate for ``sampling.steps=10``. The other commands have ``sampling`` or ``evaluation.sampling``. All options are
+checked once the model is loaded.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from genimg.config.schema import COMMANDS, options_of
 from genimg.config.schema.commands import CHECKPOINT_GROUPS
 from genimg.errors import ConfigError
 
-WITH_MODEL_OPTIONS = ("sample", "translate")
+WITH_MODEL_OPTIONS = ("sample", "translate", "play")
 """Commands whose unknown options are sampling options of the model."""
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from genimg.errors import ConfigError
+from genimg.inference.between import require_latents
 from genimg.inference.conditions import KEYS, Condition, repeated
 from genimg.inference.sample import Sampler
 from genimg.methods.capabilities import Generates
@@ -67,8 +68,7 @@ class Loop:
         for option, key in KEYS.items():
             if key in method.batch_keys and key not in row:
                 raise ConfigError(f"interpolate={self.interpolate} needs the same {key} for all latents: set {option}=...")
-        if "latent" not in method.draw(range(1), 0):
-            raise ConfigError(f"interpolate={self.interpolate}: a {type(method).__name__} has no latents: remove it")
+        require_latents(method, self.interpolate)
 
 
 def write_loops(sampler: Sampler, conditions: Sequence[Condition], folder: Path, loop: Loop, command: str) -> None:

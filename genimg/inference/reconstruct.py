@@ -76,8 +76,7 @@ def reconstruct(
         for start in range(0, len(pictures), batch_size):
             some = pictures[start : start + batch_size]
             originals = torch.stack([read_resized(picture.file, pixels) for picture in some])
-            batch: Batch = {"image": to_float(originals), **repeated(condition.row, len(some))}
-            made = to_uint8(require_finite(method.reconstruct({key: value.to(device) for key, value in batch.items()}))).cpu()
+            made = reconstructed(method, originals, condition, device)
             for picture, original, image in zip(some, originals, made, strict=True):
                 save_png(image, made_in / picture.name)
                 if len(shown) < _MAX_SHOWN:
@@ -86,6 +85,22 @@ def reconstruct(
     log.info("%d reconstruction%s: %s", len(pictures), "s" * (len(pictures) > 1), relative(output))
     write_png(side_by_side(shown), grid_of(output), stamp_of(record["made_by"]))
     log.info("grid of images, each with its reconstruction on the right: %s", relative(grid_of(output)))
+
+
+def reconstructed(method: Reconstructs, originals: Tensor, condition: Condition, device: torch.device) -> Tensor:
+    """Return the reconstructions of images, uint8 [N, C, H, W], on the CPU.
+
+    Args:
+        method: Model in evaluation mode, on the device.
+        originals: Images of the model's size, uint8 [N, C, H, W].
+        condition: Condition of all images.
+        device: Device of the model.
+
+    Raises:
+        CheckpointError: If the model returns NaN or infinite values.
+    """
+    batch: Batch = {"image": to_float(originals), **repeated(condition.row, len(originals))}
+    return to_uint8(require_finite(method.reconstruct({key: value.to(device) for key, value in batch.items()}))).cpu()
 
 
 def read_near(method: Generates, given: str, conditions: Sequence[Condition], pixels: PixelFormat) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from genimg.inference.between import Between
 from genimg.inference.checks import require_finite
 from genimg.methods.capabilities import Generates, SamplesNearby
 from genimg.methods.options import SamplingOptions
@@ -44,6 +45,7 @@ class Sampler:
         options: Sampling options, of the same class as the model's ``sampling_options``; None uses the latter.
         near: Image [1, C, H, W] in [-1, 1] around which to sample; None to sample the prior.
         spread: Spread around ``near``, in standard deviations of the prior.
+        between: Another seed, and the position between its latents and those of ``seed``; None to use only ``seed``.
         cost: Number of images made so far, and their time.
     """
 
@@ -54,11 +56,15 @@ class Sampler:
     options: SamplingOptions | None = None
     near: Tensor | None = None
     spread: float = 0.0
+    between: Between | None = None
     cost: Cost = field(default_factory=Cost)
 
     def draw(self, indices: range) -> Batch:
         """Draw the random inputs of samples."""
-        return self.method.draw(indices, self.seed)
+        drawn = self.method.draw(indices, self.seed)
+        if self.between is None:
+            return drawn
+        return self.between.mixed(drawn, self.method.draw(indices, self.between.seed_to))
 
     def make_all(self, count: int, draw: Callable[[range], Batch], what: str) -> Iterator[tuple[range, Batch, Tensor]]:
         """Yield the positions, drawn inputs and images of each batch.

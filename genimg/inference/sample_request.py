@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from genimg.data.decode import PixelFormat
 from genimg.data.facts import DataFacts
 from genimg.errors import ConfigError
+from genimg.inference.between import Between, require_latents
 from genimg.inference.conditions import Condition, find_conditions, name_of_label, require_other_conditions
 from genimg.inference.interpolation import Loop, write_loops
 from genimg.inference.reconstruct import pixel_format, read_near, reconstruct
@@ -19,6 +21,7 @@ from genimg.inference.sample import Sampler
 from genimg.inference.sample_files import Archive, PngFolder
 from genimg.inference.sample_grid import write_samples
 from genimg.methods.capabilities import Generates, Reconstructs, TakesConditions
+from genimg.methods.options import SamplingOptions
 from genimg.methods.sampling_options import Lookup, chosen_options, has_steps
 from genimg.utils.numbers import require_least
 from genimg.utils.outputs import Record
@@ -28,6 +31,7 @@ from genimg.utils.type_hints import as_written
 
 _EXCLUDE = {"reconstruct": ("near", "interpolate"), "near": ("interpolate",)}
 _USUAL_SPREAD = 0.5  # around an image, in standard deviations of the prior
+_MIDDLE = 0.5  # between two seeds
 _USUAL_FRAMES, _USUAL_SPEED = 8, 12
 
 
@@ -45,7 +49,10 @@ class SampleRequest:
         near: Path of the image around which to sample; None to sample the prior.
         spread: Spread around ``near``, in standard deviations of the prior; None for the default.
         reconstruct: Path of the image or directory to reconstruct; None to sample.
-        interpolate: ``linear`` or ``spherical`` for a loop through latents; None for separate images.
+        interpolate: ``linear`` or ``spherical`` for a loop through latents, or for the path to ``seed_to``; None for separate
+            images.
+        seed_to: Seed of other images; the images then lie between those of both seeds. None for one seed.
+        position: Position between both seeds, from 0 to 1; None for the default.
         frames, frames_per_second: Settings of the loop (see ``Loop``); None for the defaults.
         output: Path of a directory or .npz file; None or empty for a directory named after the request.
         class_folders: Whether to write a subdirectory for each class.
@@ -65,6 +72,8 @@ class SampleRequest:
     spread: float | None
     reconstruct: str | None
     interpolate: str | None
+    seed_to: int | None
+    position: float | None
     frames: int | None
     frames_per_second: float | None
     output: str | None
@@ -73,6 +82,7 @@ class SampleRequest:
     def __post_init__(self) -> None:
         if self.loop is None:
             self._refuse_settings_of_loop()
+        self._refuse_settings_of_path()
         if self.near is None and self.spread is not None:
             raise ConfigError(f"spread={self.spread} has no effect without near=IMAGE: remove it")
         require_least(1, num_images=self.num_images, batch_size=self.batch_size)
@@ -84,7 +94,7 @@ class SampleRequest:
     @property
     def loop(self) -> Loop | None:
         """The loop through latents, or None for separate images."""
-        if self.interpolate is None:
+        if self.interpolate is None or self.seed_to is not None:
             return None
         return Loop(
             interpolate=self.interpolate,
@@ -92,6 +102,14 @@ class SampleRequest:
             frames=_USUAL_FRAMES if self.frames is None else self.frames,
             frames_per_second=_USUAL_SPEED if self.frames_per_second is None else self.frames_per_second,
         )
+
+    @property
+    def between(self) -> Between | None:
+        """The position between two seeds, or None for one seed."""
+        if self.interpolate is None or self.seed_to is None:
+            return None
+        position = _MIDDLE if self.position is None else self.position
+        return Between(interpolate=self.interpolate, seed_to=self.seed_to, position=position)
 
     @property
     def spread_or_default(self) -> float | None:
@@ -104,6 +122,7 @@ class SampleRequest:
         return {
             "num_images": self.num_images, "seed": self.seed, "label": self.label, "text": self.text,
             "sampling": self.sampling, "near": self.near, "spread": self.spread_or_default, "reconstruct": self.reconstruct,
+            **({} if self.between is None else vars(self.between)),
         }  # fmt: skip
 
     def output_path(self, conditions: Sequence[Condition], run_dir: Path) -> Path:
@@ -129,15 +148,32 @@ class SampleRequest:
         parts += [f"near-{Path(self.near).stem}-{self.spread_or_default:g}"] if self.near is not None else []
         parts += [f"weights-{self.weights}"] if self.weights is not None else []
         parts += [self.interpolate] if self.interpolate is not None else []
+        parts += [f"to{between.seed_to}-{between.position:g}"] if (between := self.between) is not None else []
         return "-".join(part for part in parts if part)
 
     def _refuse_settings_of_loop(self) -> None:
         for key in ("frames", "frames_per_second"):
             if (value := getattr(self, key)) is not None:
+                if self.seed_to is not None:
+                    raise ConfigError(f"{key}={value} has no effect with seed_to=: remove one of them")
                 raise ConfigError(
                     f"{key}={value} has no effect without interpolation: remove it, or set interpolate=linear or "
                     "interpolate=spherical"
                 )
+
+    def _refuse_settings_of_path(self) -> None:
+        if self.position is not None and self.seed_to is None:
+            raise ConfigError(f"position={self.position} has no effect without seed_to=SEED: remove it")
+        if self.seed_to is None:
+            return
+        if self.interpolate is None:
+            raise ConfigError(
+                f"seed_to={self.seed_to} has no effect without interpolation: remove it, or set interpolate=linear or "
+                "interpolate=spherical"
+            )
+        if self.seed_to == self.seed:
+            raise ConfigError(f"seed_to={self.seed_to} is also the seed, so there is nothing between them: choose another seed")
+        assert self.between is not None  # it checks the position
 
     def _refuse_contradictions(self) -> None:
         for one, others in _EXCLUDE.items():
@@ -158,8 +194,8 @@ class SampleRequest:
 
     def _check_kind_of_output(self) -> None:
         archived = str(self.output).endswith(".npz")
-        for one in ("reconstruct", "interpolate"):
-            if getattr(self, one) is not None and (archived or self.class_folders):
+        for one, value in (("reconstruct", self.reconstruct), ("interpolate", self.loop)):
+            if value is not None and (archived or self.class_folders):
                 what = f"output={self.output}" if archived else "class_folders=true"
                 raise ConfigError(f"{what} cannot be combined with {one}=: remove it")
         if archived and self.class_folders:
@@ -199,18 +235,53 @@ def plan(
         ConfigError: If the model does not support an option.
         DataError: If the image of ``near`` cannot be read.
     """
+    pixels = pixel_format(facts, data)
     if isinstance(method, Generates):
         chosen = chosen_options(method, request.sampling, lookup, other_options)
         method.before_sampling()
     conditions = find_conditions(method, class_names, label=request.label, text=request.text)
-    if isinstance(method, Generates):
-        require_other_conditions(chosen, [each.row for each in conditions])
-    output = request.output_path(conditions, run_dir)
     if (given := request.reconstruct) is not None:
-        autoencoder, pixels = _autoencoder(method, given), pixel_format(facts, data)
+        output, autoencoder = request.output_path(conditions, run_dir), _autoencoder(method, given)
         return lambda record: reconstruct(autoencoder, given, conditions, pixels, output, batch_size=request.batch_size,
                                           device=device, record=record)  # fmt: skip
     assert isinstance(method, Generates)
+    sampler = sampler_for(request, method, chosen, conditions, pixels, device)
+    output, loop = request.output_path(conditions, run_dir), request.loop
+    if loop is not None:
+        loop.check(method, conditions[0].row)
+        return lambda record: write_loops(sampler, conditions, output, loop, record["made_by"])
+
+    def write(record: Record) -> None:
+        class_name = _class_name(method, class_names) if request.class_folders else None
+        sink = Archive(output, record) if output.suffix == ".npz" else PngFolder(output, class_name, record)
+        write_samples(sampler, conditions, sink, request.num_images, record["made_by"])
+
+    return write
+
+
+def sampler_for(
+    request: SampleRequest,
+    method: Generates,
+    chosen: SamplingOptions,
+    conditions: Sequence[Condition],
+    pixels: PixelFormat,
+    device: torch.device,
+) -> Sampler:
+    """Check a request against a model, and return the sampler of its images.
+
+    Args:
+        request: Requested images.
+        method: Model, prepared for sampling.
+        chosen: The request's sampling options, from ``chosen_options``.
+        conditions: The request's conditions, from ``find_conditions``.
+        pixels: Format of the model's input images.
+        device: Device of the model.
+
+    Raises:
+        ConfigError: If the model does not support an option.
+        DataError: If the image of ``near`` cannot be read.
+    """
+    require_other_conditions(chosen, [each.row for each in conditions])
     if request.near is not None:
         if not has_steps(chosen):
             request.refuse_sampling("near")
@@ -220,20 +291,12 @@ def plan(
                 "sampler=heun, euler or dpmpp_2m",
                 key="sampler",
             )
-    near = None if request.near is None else read_near(method, request.near, conditions, pixel_format(facts, data))
-    loop = request.loop
-    if loop is not None:
-        loop.check(method, conditions[0].row)
-    sampler = Sampler(method, device, request.seed, request.batch_size, chosen, near, request.spread_or_default or 0.0)
-    if loop is not None:
-        return lambda record: write_loops(sampler, conditions, output, loop, record["made_by"])
-
-    def write(record: Record) -> None:
-        class_name = _class_name(method, class_names) if request.class_folders else None
-        sink = Archive(output, record) if output.suffix == ".npz" else PngFolder(output, class_name, record)
-        write_samples(sampler, conditions, sink, request.num_images, record["made_by"])
-
-    return write
+    near = None if request.near is None else read_near(method, request.near, conditions, pixels)
+    between = request.between
+    if between is not None:
+        require_latents(method, between.interpolate)
+    spread = request.spread_or_default or 0.0
+    return Sampler(method, device, request.seed, request.batch_size, chosen, near, spread, between)
 
 
 def _as_name(value: str) -> str:

@@ -165,7 +165,7 @@ def _write_all(
             except CheckpointError as error:
                 raise CheckpointError(f"{batch[0].file}: {error}") from error
             for picture, source, *own in zip(batch, sources, *results, strict=True):
-                for name, result in zip(_names(picture.name, len(own)), own, strict=True):
+                for name, result in zip(names_of_translations(picture.name, len(own)), own, strict=True):
                     save_png(result, folder / name)
                 if picture.number < _MAX_SHOWN:
                     shown[picture.number] = cell(source), *map(cell, own)
@@ -173,7 +173,7 @@ def _write_all(
     return [shown[number] for number in sorted(shown)]
 
 
-def _names(name: str, count: int) -> list[str]:
+def names_of_translations(name: str, count: int) -> list[str]:
     """Return the names of an image's translations: its own, or ``photo_0.png``, ``photo_1.png``, ... if there are several."""
     path = PurePosixPath(name)
     return [name] if count == 1 else [str(path.with_stem(f"{path.stem}_{number}")) for number in range(count)]

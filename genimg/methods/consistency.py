@@ -40,7 +40,7 @@ class ConsistencyOptions(SamplingOptions):
         ValueError: If an option is out of range or without effect.
     """
 
-    steps: int = setting("Number of steps, 1 or 2", 1)
+    steps: int = setting("Number of steps, 1 or 2", 1, usual=(1, 2))
     middle: int | float | None = setting("Standard deviation of the new noise before the second step; null: 0.821", None)
 
     def __post_init__(self) -> None:

@@ -25,14 +25,19 @@ class DiffusionOptions(SamplingOptions):
     """
 
     sampler: str = setting(
-        "Solver: heun, euler, ddim, ancestral (the Markov chain of DDPM) or dpmpp_2m (DPM-Solver++ of second order)", "heun"
+        "Solver: heun, euler, ddim, ancestral (the Markov chain of DDPM) or dpmpp_2m (DPM-Solver++ of second order)",
+        "heun",
+        choices=SAMPLERS,
     )
-    steps: int = setting("Number of steps, 1 or more; heun evaluates the network 2 steps - 1 times, the others once a step", 18)
+    steps: int = setting(
+        "Number of steps, 1 or more; heun evaluates the network 2 steps - 1 times, the others once a step", 18, usual=(1, 100)
+    )
     spacing: str | None = setting(
         "Spacing of the steps: uniform or quadratic (DDPM), power (EDM), uniform or power (straight line); null: the first",
         None,
+        choices=("uniform", "quadratic", "power"),
     )
-    guidance: int | float = setting("Guidance scale; 1: none, above 1: images closer to the condition", 1.0)
+    guidance: int | float = setting("Guidance scale; 1: none, above 1: images closer to the condition", 1.0, usual=(0, 8))
     negative: str | int | None = setting(
         "Caption (or class) that guidance leads away from; null: the estimate without a condition",
         None,
@@ -47,7 +52,9 @@ class DiffusionOptions(SamplingOptions):
     guidance_until: int | float | None = setting("Largest noise level, sigma / scale, with guidance; null: no limit", None)
     eta: int | float | None = setting("New noise in ddim: 0 (none, the ODE) to 1 (as much as in ancestral); null: 0", None)
     variance: str | None = setting(
-        "Variance of ancestral: small (posterior) or large (beta, for as many steps as noise levels); null: small", None
+        "Variance of ancestral: small (posterior) or large (beta, for as many steps as noise levels); null: small",
+        None,
+        choices=VARIANCES,
     )
     churn: int | float | None = setting("Noise that heun adds in all steps together, S_churn of EDM; null: none", None)
     churn_noise: int | float | None = setting("Factor of that noise, S_noise of EDM; null: 1", None)

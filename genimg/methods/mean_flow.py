@@ -33,8 +33,10 @@ class MeanFlowOptions(SamplingOptions):
         ValueError: If an option is out of range.
     """
 
-    steps: int = setting("Number of steps, 1 or more", 1)
-    guidance: int | float = setting("Classifier-free guidance scale; 1: none, above 1: images closer to the condition", 1.0)
+    steps: int = setting("Number of steps, 1 or more", 1, usual=(1, 8))
+    guidance: int | float = setting(
+        "Classifier-free guidance scale; 1: none, above 1: images closer to the condition", 1.0, usual=(0, 8)
+    )
 
     def __post_init__(self) -> None:
         if self.steps < 1:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 
-def setting(help: str, default: Any, *, refers_to: str | None = None) -> Any:
+def setting(
+    help: str,
+    default: Any,
+    *,
+    refers_to: str | None = None,
+    choices: Sequence[str] = (),
+    usual: tuple[float, float] | None = None,
+) -> Any:
     """Return the dataclass field of a sampling option.
 
     Args:
@@ -17,8 +24,12 @@ def setting(help: str, default: Any, *, refers_to: str | None = None) -> Any:
         default: Default value, a primitive.
         refers_to: ``model`` if the value that a user gives is the path of another model's checkpoint, and the field holds
             an ``OtherModel``; ``condition`` if it is a caption or a class; None for a plain value.
+        choices: Allowed values of a text, besides None if the type allows it.
+        usual: Smallest and largest value that is usual, for the slider of a number; values beyond it may be allowed, too.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "refers_to": refers_to})
+    return dataclasses.field(
+        default=default, metadata={"help": help, "refers_to": refers_to, "choices": tuple(choices), "usual": usual}
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +83,7 @@ class LatentOptions(SamplingOptions):
     """Options of sampling from latents."""
 
     truncation: int | float | None = setting(
-        "Truncates latents to [-t, t], t above 0, for less varied but usually better images; null: none", None
+        "Truncates latents to [-t, t], t above 0, for less varied but usually better images; null: none", None, usual=(0.1, 2)
     )
 
     def __post_init__(self) -> None:
@@ -88,9 +99,13 @@ class StyleOptions(SamplingOptions):
     """Options of sampling from a style-based generator."""
 
     truncation: int | float | None = setting(
-        "Truncation psi, from 0 (the average image) to 1 (none), for less varied but usually better images; null: none", None
+        "Truncation psi, from 0 (the average image) to 1 (none), for less varied but usually better images; null: none",
+        None,
+        usual=(0, 1),
     )
-    noise: str = setting("Per-pixel noise: random (different for each sample), const (the same for all) or none", "random")
+    noise: str = setting(
+        "Per-pixel noise: random (different for each sample), const (the same for all) or none", "random", choices=NOISE_MODES
+    )
 
     def __post_init__(self) -> None:
         require_truncation(self.truncation)
@@ -103,10 +118,14 @@ class CodeOptions(SamplingOptions):
     """Options of sampling codes from an autoregressive prior."""
 
     temperature: int | float | None = setting(
-        "Divides the prior's logits; above 0 and below 1, for less varied but usually better images; null: 1", None
+        "Divides the prior's logits; above 0 and below 1, for less varied but usually better images; null: 1",
+        None,
+        usual=(0.1, 0.99),
     )
     guidance: int | float = setting(
-        "Classifier-free guidance scale of a transformer prior; 1: none, above 1: images closer to the condition", 1.0
+        "Classifier-free guidance scale of a transformer prior; 1: none, above 1: images closer to the condition",
+        1.0,
+        usual=(0, 8),
     )
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -84,12 +85,19 @@ def write_png(picture: Tensor, path: Path, text: Mapping[str, str] | None = None
 
 def save_png(picture: Tensor, path: Path, text: Mapping[str, str] | None = None) -> None:
     """Write a picture like ``write_png``, but not atomically, for a directory that is itself temporary."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png_of(picture, text))
+
+
+def png_of(picture: Tensor, text: Mapping[str, str] | None = None) -> bytes:
+    """Return the PNG file of a uint8 picture [C, H, W] with 1, 3 or 4 channels, with text in its header."""
     from PIL import Image, PngImagePlugin
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     header = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
         header.add_text(key, value)
     array = picture.cpu().permute(1, 2, 0).numpy()
     image = Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
-    image.save(path, format="PNG", pnginfo=header)
+    file = io.BytesIO()
+    image.save(file, format="PNG", pnginfo=header)
+    return file.getvalue()

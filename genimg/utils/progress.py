@@ -1,10 +1,10 @@
-"""Progress of long work: a bar on a terminal, and otherwise a line every ten seconds."""
+"""Progress of long work: a bar on a terminal, and otherwise a line every ten seconds, or calls of a function."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -17,6 +17,10 @@ from genimg.utils.terminal import is_terminal, visible
 SECONDS_BETWEEN_LINES = 10.0
 """Time between two lines of progress where there is no terminal."""
 
+Listener = Callable[[str, int, int | None], None]
+"""A function of the name of the work, the number of finished items and their total, which is None if it is unknown."""
+
+_listener: ContextVar[Listener | None] = ContextVar("_listener", default=None)
 _is_shown: ContextVar[bool] = ContextVar("_is_shown", default=False)
 
 
@@ -24,7 +28,8 @@ class Progress(tqdm):
     """Progress of one piece of work, shown on standard error by the first rank only.
 
     On a terminal it is a bar. Elsewhere, as in a pipe or a file, it is a line every ``SECONDS_BETWEEN_LINES`` seconds, so
-    short work writes nothing there. Work of 0 items shows nothing.
+    short work writes nothing there. Work of 0 items shows nothing. Within ``reporting_to``, nothing is shown, and a function
+    is called instead.
 
     Args:
         items: Items to iterate over; None if ``update`` is called instead.
@@ -49,7 +54,8 @@ class Progress(tqdm):
     ) -> None:
         if total is None and isinstance(items, Sized):
             total = len(items)
-        hidden = hidden or total == 0 or rank() > 0
+        self._listener = _listener.get()
+        hidden = hidden or total == 0 or rank() > 0 or self._listener is not None
         self._has_bar = not hidden and is_terminal(sys.stderr)
         self._has_lines = not hidden and not self._has_bar
         self._name, self._unit = desc, unit
@@ -60,7 +66,7 @@ class Progress(tqdm):
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the items."""
-        if not self._has_lines:
+        if not self._has_lines and self._listener is None:
             yield from super().__iter__()
             return
         for item in self.iterable:
@@ -69,6 +75,10 @@ class Progress(tqdm):
 
     def update(self, n: float | None = 1) -> bool | None:
         """Count ``n`` more items, and show them if it is time."""
+        if self._listener is not None:
+            self.n += n or 0
+            self._listener(self._name, self.n, self.total)
+            return None
         if not self._has_lines:
             return super().update(n)
         self.n += n or 0
@@ -83,6 +93,19 @@ class Progress(tqdm):
                 left = f", {tqdm.format_interval((self.total - self.n) * (now - self._start) / self.n)} left"
         print(f"{visible(self._name)}: {self.n:,}{of} {self._unit}s{left}", file=sys.stderr, flush=True)
         return True
+
+
+@contextmanager
+def reporting_to(listener: Listener) -> Iterator[None]:
+    """Call a function whenever an item of any work in the block is finished, instead of showing progress.
+
+    An exception that the function raises ends the work.
+    """
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
 @contextmanager

@@ -200,6 +200,10 @@ class Sample:
         one_of=("linear", "spherical"),
         heading="Interpolation",
     )
+    seed_to: int | None = seed_option(
+        "With interpolate=: another seed; instead of a loop, each image lies between image i of both seeds", None
+    )
+    position: int | float | None = option("With seed_to=: from 0 (seed) to 1 (seed_to); null: 0.5", None)
     frames: int | None = option("Number of frames from one latent to the next; null: 8", None)
     frames_per_second: int | float | None = option("Frame rate of the animation; null: 12", None)
 
@@ -268,6 +272,31 @@ class Translate:
     output: str = option("Directory; every image keeps its name, with the suffix .png", type="directory", heading="Output")
     overwrite: bool = option("Replace a directory that genimg-translate wrote, including all files in it", False)
     grid: bool = option("Write OUTPUT.png: the first 16 images with their translations to the right", True)
+    allow: list[str] = option(_ALLOW_OF_CHECKPOINT, [])
+    traceback: bool = option(_TRACEBACK, False)
+
+
+@dataclass(frozen=True)
+class Play:
+    """genimg-play: try out a trained model on a page in the browser."""
+
+    ckpt: str = option(_CHECKPOINT, type="path", heading="Model")
+    which: str = option(_WHICH, "last", one_of=("last", "best"))
+    weights: str | float | None = option(f"{_WEIGHTS}; the page can change them", None, type="raw | ema | name | length | null")
+    device: str = option("Device", "auto", type=_DEVICE)
+
+    seed: int = seed_option("Seed at the start", heading="Start of the page")
+    num_images: int = option("Number of images at the start", 16, least=1, most=64)
+    sampling: dict[str, Any] = option(
+        "Sampling options of the model at the start, written without this prefix, such as truncation=0.7; genimg-play ckpt=RUN "
+        "--help lists them",
+        {},
+    )
+
+    port: int | None = option(
+        "Port on this machine; null: 8765, or a free one if that is taken", None, least=1, most=65535, heading="Server"
+    )
+    open_browser: bool = option("Open the page in the browser, if there is a display", True)
     allow: list[str] = option(_ALLOW_OF_CHECKPOINT, [])
     traceback: bool = option(_TRACEBACK, False)
 
@@ -437,7 +466,7 @@ class Verify:
 
 
 COMMANDS: dict[str, type] = {
-    "train": Train, "eval": Eval, "sample": Sample, "translate": Translate, "features": Features, "prepare": Prepare,
-    "augment_files": Augment, "report": Report, "export": Export, "verify": Verify,
+    "train": Train, "eval": Eval, "sample": Sample, "translate": Translate, "play": Play, "features": Features,
+    "prepare": Prepare, "augment_files": Augment, "report": Report, "export": Export, "verify": Verify,
 }  # fmt: skip
 """Schemas by the name of the primary config."""

@@ -128,14 +128,15 @@ def option(
     return dataclasses.field(default_factory=make, metadata=metadata)
 
 
-def seed_option(help: str, default: int | None = 0) -> Any:
+def seed_option(help: str, default: int | None = 0, *, heading: str = "") -> Any:
     """Return the dataclass field of a seed.
 
     Args:
         help: One line of help.
         default: Default.
+        heading: Heading of the help section that starts with this option.
     """
-    return option(help, default, least=0, most=_LARGEST_SEED)
+    return option(help, default, least=0, most=_LARGEST_SEED, heading=heading)
 
 
 def _copied(value: Any) -> Any:

@@ -1,0 +1,147 @@
+"""Serve a page for trying out a trained model."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import webbrowser
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from types import FrameType, MappingProxyType
+from typing import Any
+
+from genimg.api.checkpoints import TrainedCheckpoint
+from genimg.api.lookup import lookup_for
+from genimg.errors import ConfigError
+from genimg.methods.capabilities import Generates, TranslatesRandomly
+from genimg.methods.sampling_options import chosen_options, sampling_options
+from genimg.playground.model import PlayedModel
+from genimg.playground.playground import Origin, Playground
+from genimg.playground.server import PlaygroundServer
+from genimg.training.device import choose_device
+from genimg.training.ema import RAW
+from genimg.types import height_width
+from genimg.utils.paths import relative, run_directory_of
+
+log = logging.getLogger(__name__)
+
+_USUAL: Mapping[str, Any] = {"which": "last", "device": "auto", "allow": [], "weights": None}
+
+
+def play(
+    path: str | os.PathLike[str],
+    *,
+    which: str = "last",
+    weights: str | float | None = None,
+    device: str = "auto",
+    allow: Sequence[str] = (),
+    named: Mapping[str, Any] = MappingProxyType({}),
+    seed: int = 0,
+    num_images: int = 16,
+    port: int | None = None,
+    open_browser: bool = True,
+    other_options: Sequence[str] = (),
+    **options: Any,
+) -> None:
+    """Serve a page for trying out a trained model, on this machine only, until Ctrl-C or SIGTERM.
+
+    Args:
+        path: A run directory, or a checkpoint.
+        which, weights, device, allow: As in ``load``; the page can change the weights.
+        named: Machine-local settings of the checkpoint's config, by dotted key.
+        seed, num_images: Seed and number of images at the start, up to 64 images.
+        port: Port; None for 8765, or a free one if that is taken.
+        open_browser: Whether to open the page in the browser, if there is a display.
+        other_options: Names of the caller's options, to suggest for a misspelt one.
+        options: Sampling options of the model at the start, such as ``truncation=0.7``.
+
+    Raises:
+        CheckpointError: If there is no checkpoint, or it is broken.
+        ConfigError: If the model has no such option, or the port is taken.
+    """
+    given = {"ckpt": os.fspath(path), "which": which, "device": device, "allow": list(allow), "weights": weights}
+    checkpoint = TrainedCheckpoint.open(given["ckpt"], which, allow, named, weights=weights)
+    start = {"seed": seed, "num_images": num_images, **options}
+    origin = _origin(checkpoint, {key: each for key, each in given.items() if key not in _USUAL or each != _USUAL[key]})
+    with Playground(origin, start) as playground, PlaygroundServer(playground, port) as server, _until_terminated():
+        _check(playground.model, options, other_options)
+        log.info("from %s, trained on %d images", relative(checkpoint.path), checkpoint.images)
+        log.info("open %s in a browser on this machine; stop with Ctrl-C", server.url)
+        if open_browser and _has_display():
+            webbrowser.open(server.url)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            log.info("stopped")
+
+
+def _origin(checkpoint: TrainedCheckpoint, arguments: Mapping[str, Any]) -> Origin:
+    """Return where the model comes from.
+
+    Args:
+        checkpoint: The opened checkpoint.
+        arguments: Options that select it, by name, without defaults.
+    """
+    config = checkpoint.config
+    device = choose_device(arguments.get("device", "auto"))
+    allow = arguments.get("allow", ())
+
+    def load(weights: str | float) -> PlayedModel:
+        opened = checkpoint.with_weights(weights)
+        method = opened.method(device)
+        if isinstance(method, Generates):
+            method.before_sampling()
+        lookup = lookup_for(opened, method, device, allow)
+        lookup = replace(lookup, model=cache(lookup.model))
+        return PlayedModel(method, device, checkpoint.facts, config["data"], checkpoint.class_names, lookup)
+
+    weights = dict.fromkeys([*checkpoint.state["averages"], RAW, checkpoint.weights])
+    height, width = height_width(checkpoint.facts.image_size)
+    facts = {
+        "checkpoint": str(relative(checkpoint.path)), "trained on": f"{checkpoint.images:,} images",
+        "image size": f"{width} × {height}", "device": str(device),
+    }  # fmt: skip
+    title = run_directory_of(checkpoint.path.parent.resolve()).name or checkpoint.path.name
+    return Origin(title, facts, arguments, list(weights), checkpoint.weights, load)
+
+
+def _check(model: PlayedModel, options: Mapping[str, Any], others: Sequence[str]) -> None:
+    """Check the sampling options at the start.
+
+    Raises:
+        ConfigError: If the model does not have such an option, or does not support a value.
+    """
+    if isinstance(model.method, Generates):
+        chosen_options(model.method, options, model.lookup, others)
+    elif isinstance(model.method, TranslatesRandomly):
+        model.method.check_options(sampling_options(model.method, options, others))
+    elif options:
+        name = next(iter(options))
+        raise ConfigError(f"unknown key {name}: a {type(model.method).__name__} has no sampling options", key=name)
+
+
+def _has_display() -> bool:
+    """Return whether a browser would open in a window; a browser in the terminal would take the terminal over."""
+    return sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+@contextmanager
+def _until_terminated() -> Iterator[None]:
+    """Turn SIGTERM into KeyboardInterrupt, so that temporary files are removed."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        former: Callable[[int, FrameType | None], Any] | int | None = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)

@@ -1,0 +1,1 @@
+"""A page in the browser for trying out a trained model, served on this machine only."""

@@ -1,0 +1,164 @@
+"""What a model can do on the page: each task has controls, and a function that makes pictures from their values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from genimg.inference.between import PATHS, has_latents
+from genimg.methods.capabilities import (
+    Generates,
+    Reconstructs,
+    SamplesNearby,
+    TakesConditions,
+    Translates,
+    TranslatesLabels,
+    TranslatesRandomly,
+)
+from genimg.methods.options import SamplingOptions
+from genimg.methods.sampling_options import has_steps
+from genimg.playground import pictures, translations
+from genimg.playground.controls import LARGEST_SEED, Control, Values, option_controls
+from genimg.playground.model import Made, PlayedModel, Uploads
+
+MOST_IMAGES = 64
+"""Number of images that are made at once, the batch size of genimg-sample: bits may depend on the size of a batch."""
+
+_USUAL_SPREAD = 0.5
+_MOST_SAMPLES = 16  # of one translated picture
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something that a model can do.
+
+    Attributes:
+        name: Name of the task.
+        title: Title on the page.
+        controls: The controls.
+        make: Function that makes the pictures from the values of the controls.
+        is_live: Whether the result changes smoothly with a slider, so the page follows the slider while it is moved.
+    """
+
+    name: str
+    title: str
+    controls: Sequence[Control]
+    make: Callable[[PlayedModel, Values, Uploads], Made]
+    is_live: bool = False
+
+
+def tasks_of(model: PlayedModel, start: Mapping[str, Any]) -> list[Task]:
+    """Return the tasks of a model.
+
+    Args:
+        model: The model.
+        start: Values of controls at the start that differ from the defaults, by name.
+    """
+    method, tasks, classes = model.method, [], class_choices(model)
+    seed = Control(
+        name="seed", label="Seed", kind="seed", default=start.get("seed", 0), least=0, most=LARGEST_SEED,
+        help="Image i depends only on the seed, on i, and on the label or caption",
+    )  # fmt: skip
+    count = Control(
+        name="num_images", label="Images", kind="integer", default=start.get("num_images", 16), least=1, most=MOST_IMAGES,
+        usual=(1, MOST_IMAGES),
+    )  # fmt: skip
+    picture = Control(
+        name="picture", label="Picture", kind="picture", default="", help="It is resized and cropped like the training images"
+    )
+    if isinstance(method, Generates):
+        options = option_controls(method.sampling_options, start, classes)
+        condition = _condition(model, is_required=False)
+        make = partial(pictures.sampled, options, MOST_IMAGES)
+        tasks.append(Task("sample", "Generate", [seed, count, *condition, *options], make))
+        if has_latents(method):
+            path = Control(
+                name="interpolate", label="Path", kind="choice", default="spherical", choices=[(each, each) for each in PATHS],
+                help="spherical keeps the norm of latents of a normal distribution", is_rare=True,
+            )  # fmt: skip
+            end = Control(name="seed_to", label="Second seed", kind="seed", default=_other(seed.default), least=0,
+                          most=LARGEST_SEED)  # fmt: skip
+            position = Control(name="position", label="Position", kind="number", default=0.5, least=0, most=1, usual=(0, 1),
+                               help="0: the first seed, 1: the second seed")  # fmt: skip
+            few = Control(name="num_images", label="Images", kind="integer", default=4, least=1, most=MOST_IMAGES,
+                          usual=(1, MOST_IMAGES))  # fmt: skip
+            between = [position, seed, end, few, *condition, path, *options]
+            tasks.append(Task("interpolate", "Interpolate", between, make, is_live=True))
+        if isinstance(method, SamplesNearby):
+            spread = Control(
+                name="spread", label="Spread", kind="number", default=_USUAL_SPREAD, least=0, usual=(0, 1.5),
+                help="Width of the distribution, in standard deviations of the prior; 0: the reconstruction",
+            )  # fmt: skip
+            own = options if has_steps(method.sampling_options) else []
+            near = [picture, spread, seed, count, *_condition(model, is_required=True), *own]
+            tasks.append(Task("near", "Vary a picture", near, partial(pictures.sampled, own, MOST_IMAGES), is_live=True))
+    if isinstance(method, Reconstructs):
+        controls = [picture, *_condition(model, is_required=True)]
+        tasks.append(Task("reconstruct", "Reconstruct", controls, pictures.reconstructed_upload))
+    if isinstance(method, Translates):
+        tasks.append(_translation(model, method, start, picture, seed))
+    elif isinstance(method, TranslatesLabels) and method.num_classes > 1:
+        usual = method.label_translation_options
+        options = option_controls(usual, start, classes)
+        ends = [
+            Control(name=name, label=label, kind="choice", default=classes[at][0], choices=classes)
+            for at, (name, label) in enumerate((("label_from", "Class of the picture"), ("label_to", "Class to translate to")))
+        ]
+        make = partial(translations.between_classes, options)
+        tasks.append(Task("translate", "Change the class", [picture, *ends, *options], make))
+    return tasks
+
+
+def class_choices(model: PlayedModel) -> list[tuple[str, str]]:
+    """Return ``index:N`` and the name of every class; an empty list for a model without labels."""
+    count = model.method.num_classes if isinstance(model.method, TakesConditions) else 0
+    return [(f"index:{label}", pictures.class_name(model, label)) for label in range(count)]
+
+
+def _condition(model: PlayedModel, *, is_required: bool) -> list[Control]:
+    """Return the control of the label or caption, if the model reads one."""
+    keys = model.method.batch_keys
+    if "label" in keys:
+        classes = class_choices(model)
+        return [
+            Control(name="label", label="Label", kind="choice", default=classes[0][0] if is_required else None, choices=classes,
+                    optional=not is_required)
+        ]  # fmt: skip
+    if "caption" in keys:
+        help = "" if is_required else "Empty: captions of the training data"
+        return [Control(name="text", label="Caption", kind="text", default="" if is_required else None, help=help,
+                        optional=not is_required)]  # fmt: skip
+    return []
+
+
+def _translation(model: PlayedModel, method: Translates, start: Values, picture: Control, seed: Control) -> Task:
+    controls = [picture]
+    if "mask" in method.task.keys:
+        controls.append(Control(name="mask", label="Mask", kind="picture", default="", help="White where pixels are missing"))
+    if method.directions:
+        choices = [(each, each) for each in method.directions]
+        controls.append(
+            Control(name="direction", label="Direction", kind="choice", default=method.directions[0], choices=choices)
+        )
+    if translations.is_paired(model):
+        choices = [("left", "left half"), ("right", "right half"), ("whole", "whole picture")]
+        controls.append(
+            Control(name="half", label="Use", kind="choice", default=None, choices=choices, optional=True,
+                    help="For files with two pictures side by side")
+        )  # fmt: skip
+    options: list[Control] = []
+    if isinstance(method, TranslatesRandomly):
+        usual: SamplingOptions = method.sampling_options
+        options = [each for each in option_controls(usual, start, []) if each.kind != "choice" or each.choices]
+        count = Control(name="num_samples", label="Results", kind="integer", default=4, least=1, most=_MOST_SAMPLES,
+                        usual=(1, _MOST_SAMPLES))  # fmt: skip
+        controls += [seed, count]
+    make = partial(translations.translated_upload, options)
+    return Task("translate", "Translate a picture", [*controls, *options], make)
+
+
+def _other(seed: int) -> int:
+    """Return another seed."""
+    return seed + 1 if seed < LARGEST_SEED else seed - 1
