@@ -30,6 +30,7 @@ from genimg.utils.paths import relative, run_directory_of
 log = logging.getLogger(__name__)
 
 _USUAL: Mapping[str, Any] = {"which": "last", "device": "auto", "allow": [], "weights": None}
+_OWN = ("seed", "num_images")  # values at the start that are not sampling options
 
 
 def play(
@@ -40,36 +41,26 @@ def play(
     device: str = "auto",
     allow: Sequence[str] = (),
     named: Mapping[str, Any] = MappingProxyType({}),
-    seed: int = 0,
-    num_images: int = 16,
+    start: Mapping[str, Any] = MappingProxyType({}),
+    other_options: Sequence[str] = (),
     port: int | None = None,
     open_browser: bool = True,
-    other_options: Sequence[str] = (),
-    **options: Any,
 ) -> None:
     """Serve a page for trying out a trained model, on this machine only, until Ctrl-C or SIGTERM.
 
     Args:
-        path: A run directory, or a checkpoint.
-        which, weights, device, allow: As in ``load``; the page can change the weights.
-        named: Machine-local settings of the checkpoint's config, by dotted key.
-        seed, num_images: Seed and number of images at the start, up to 64 images.
+        path, which, weights, device, allow, named, start, other_options: See ``open_playground``.
         port: Port; None for 8765, or a free one if that is taken.
         open_browser: Whether to open the page in the browser, if there is a display.
-        other_options: Names of the caller's options, to suggest for a misspelt one.
-        options: Sampling options of the model at the start, such as ``truncation=0.7``.
 
     Raises:
         CheckpointError: If there is no checkpoint, or it is broken.
-        ConfigError: If the model has no such option, or the port is taken.
+        ConfigError: If the model does not support a value of ``start``, or the port is taken.
     """
-    given = {"ckpt": os.fspath(path), "which": which, "device": device, "allow": list(allow), "weights": weights}
-    checkpoint = TrainedCheckpoint.open(given["ckpt"], which, allow, named, weights=weights)
-    start = {"seed": seed, "num_images": num_images, **options}
-    origin = _origin(checkpoint, {key: each for key, each in given.items() if key not in _USUAL or each != _USUAL[key]})
-    with Playground(origin, start) as playground, PlaygroundServer(playground, port) as server, _until_terminated():
-        _check(playground.model, options, other_options)
-        log.info("from %s, trained on %d images", relative(checkpoint.path), checkpoint.images)
+    opened = open_playground(
+        path, which=which, weights=weights, device=device, allow=allow, named=named, start=start, other_options=other_options
+    )
+    with opened as playground, PlaygroundServer(playground, port) as server, _until_terminated():
         log.info("open %s in a browser on this machine; stop with Ctrl-C", server.url)
         if open_browser and _has_display():
             webbrowser.open(server.url)
@@ -77,6 +68,39 @@ def play(
             server.serve_forever()
         except KeyboardInterrupt:
             log.info("stopped")
+
+
+def open_playground(
+    path: str | os.PathLike[str],
+    *,
+    which: str = "last",
+    weights: str | float | None = None,
+    device: str = "auto",
+    allow: Sequence[str] = (),
+    named: Mapping[str, Any] = MappingProxyType({}),
+    start: Mapping[str, Any] = MappingProxyType({}),
+    other_options: Sequence[str] = (),
+) -> Playground:
+    """Open a checkpoint for the page.
+
+    Args:
+        path: A run directory, or a checkpoint.
+        which, weights, device, allow: As in ``load``; the page can change the weights.
+        named: Machine-local settings of the checkpoint's config, by dotted key.
+        start: Values at the start, by name: ``seed``, ``num_images`` (up to 64), and sampling options of the model.
+        other_options: Names of the caller's options, to suggest for a misspelt one.
+
+    Raises:
+        CheckpointError: If there is no checkpoint, or it is broken.
+        ConfigError: If the model does not support a value of ``start``.
+    """
+    given = {"ckpt": os.fspath(path), "which": which, "device": device, "allow": list(allow), "weights": weights}
+    checkpoint = TrainedCheckpoint.open(given["ckpt"], which, allow, named, weights=weights)
+    log.info("from %s, trained on %d images", relative(checkpoint.path), checkpoint.images)
+    arguments = {key: each for key, each in given.items() if key not in _USUAL or each != _USUAL[key]}
+    playground = Playground(_origin(checkpoint, arguments), start)
+    _check(playground.model, {key: each for key, each in start.items() if key not in _OWN}, other_options)
+    return playground
 
 
 def _origin(checkpoint: TrainedCheckpoint, arguments: Mapping[str, Any]) -> Origin:

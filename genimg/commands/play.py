@@ -21,8 +21,9 @@ def play(composed: DictConfig) -> None:
     options, groups = read_options(composed, Play, untrusted.GROUPS)
     serve(
         options.ckpt, which=options.which, weights=options.weights, device=options.device, allow=options.allow,
-        named=flatten(groups) if groups else {}, seed=options.seed, num_images=options.num_images, port=options.port,
-        open_browser=options.open_browser, other_options=[option.name for option in options_of(Play)], **options.sampling,
+        named=flatten(groups) if groups else {}, port=options.port, open_browser=options.open_browser,
+        start={"seed": options.seed, "num_images": options.num_images, **options.sampling},
+        other_options=[option.name for option in options_of(Play)],
     )  # fmt: skip
 
 

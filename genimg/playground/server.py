@@ -145,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
         except _RefusedError as error:
             status, (kind, body) = error.status, _as_json({"error": str(error)})
         except ReplacedError:
-            status, (kind, body) = HTTPStatus.CONFLICT, _as_json({"is_replaced": True})
+            status, (kind, body) = HTTPStatus.OK, _as_json({"is_replaced": True})
         except (ConnectionError, TimeoutError):  # the client has gone
             return
         except Exception as error:

@@ -6,23 +6,21 @@ Takes about 30 seconds, two thirds of them in the browser, where there is one.
 from __future__ import annotations
 
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
+import check_report
 import pytest
+from chromium import find_chromium
 from fork_server import run_command
 from pretend_runs import write_run, write_sweep
 
-ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = (
     "import sys, atexit; from genimg import cli; name = sys.argv.pop(1); sys.argv[0] = f'genimg-{name}'\n"
     "atexit.register(lambda: print('TORCH' if 'torch' in sys.modules else ''))\n"
     "getattr(cli, name)()"
 )
-CHECK = runpy.run_path(str(ROOT / "scripts" / "check_report.py"))
 ODD = ("a, b='c' [x]", "loss=hinge", '100 % "und" {y}', "$HOME é ✓")
 SMALL = [
     "data.num_images=64", "data.image_size=16", "trainer.batch_size=16", "trainer.duration=4 steps", "model.generator.width=4",
@@ -102,15 +100,14 @@ def test_a_run_writes_its_own_report_and_lives_without(tmp_path: Path) -> None:
 
 
 def _chromium() -> str:
-    program = CHECK["find_chromium"]()
+    program = find_chromium()
     if program is None:
         pytest.skip("there is no Chromium: scripts/check_report.py could not look at the page")
-    return str(program)
+    return program
 
 
 def check(page: Path) -> list[str]:
-    found: Any = CHECK["check"](page, _chromium())
-    return list(found)
+    return check_report.check(page, _chromium())
 
 
 @pytest.fixture

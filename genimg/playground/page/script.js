@@ -47,7 +47,9 @@ function numberField(control, id) {
   let slider = null;
   const show = (value) => {
     field.value = value ?? '';
-    if (slider) slider.value = value ?? control.usual[1];
+    if (!slider) return;
+    slider.value = value ?? control.usual[1];
+    slider.classList.toggle('unset', value === null);
   };
   if (isSeed) {
     const to = (label, text, next) => make('button', {
@@ -62,7 +64,7 @@ function numberField(control, id) {
     row.lastChild.title = 'Random seed';
   } else if (control.usual) {
     slider = make('input', { type: 'range', min: control.usual[0], max: control.usual[1], step: step(control), ariaLabel: `${control.label}, slider` });
-    slider.oninput = () => { field.value = slider.value; changed(control, read(), true); };
+    slider.oninput = () => { show(Number(slider.value)); changed(control, read(), true); };
     slider.onchange = () => changed(control, read());
     row.prepend(slider);
   }
@@ -91,7 +93,7 @@ function pictureField(control, id) {
     const answer = await post(`/picture?name=${encodeURIComponent(file.name)}`, file, 'application/octet-stream');
     if (answer.error) return fail(answer.error, control.name);
     uploads[control.name] = answer.name;
-    chosen.textContent = `Chosen: ${answer.name}`;
+    chosen.textContent = '';  // the field shows the name itself
     changed(control, answer.id);
   };
   return make('div', {}, field, chosen);
@@ -125,6 +127,7 @@ function choose(chosen) {
   const valid = (control) => control.kind !== 'choice' || (control.optional && values[control.name] === null)
     || control.choices.some(([value]) => value === values[control.name]);
   task = chosen;
+  document.body.classList.toggle('live', task.is_live);
   for (const control of task.controls) {
     if (control.name in values && !valid(control)) delete values[control.name];
   }
@@ -237,7 +240,7 @@ function show(made) {
     Object.assign(image, { src: address(picture), alt: title(picture), width: picture.width, height: picture.height });
     image.className = Math.max(picture.width, picture.height) <= TINY ? 'tiny' : '';
     button.ariaLabel = `Enlarge ${title(picture)}`;
-    text.textContent = picture.about || picture.name.replace(/\.png$/, '');
+    text.textContent = (!picture.is_input && picture.about) || picture.name.replace(/\.png$/, '');
     list.children[at].className = picture.is_input ? 'input' : '';
     Object.assign(link, { href: address(picture), download: picture.is_input ? 'input.png' : picture.name, ariaLabel: `Download ${picture.name}` });
   });
@@ -303,13 +306,20 @@ async function start() {
     const radio = make('input', { type: 'radio', name: 'task', checked: at === 0, onchange: () => choose(each) });
     find('tasks').append(make('label', {}, radio, each.title));
   });
-  find('form').onsubmit = (event) => { event.preventDefault(); generate(); };
+  find('form').onsubmit = (event) => {
+    event.preventDefault();
+    if (find('results').getBoundingClientRect().top > innerHeight - 100) find('results').scrollIntoView({ behavior: 'smooth' });
+    generate();
+  };
   find('stop').onclick = () => post('/stop', JSON.stringify({ page }));
   find('close').onclick = () => find('dialog').close();
   find('before').onclick = () => enlarge((shown + result.pictures.length - 1) % result.pictures.length);
   find('after').onclick = () => enlarge((shown + 1) % result.pictures.length);
   for (const button of document.querySelectorAll('.copy')) button.onclick = () => copy(button);
   document.addEventListener('keydown', pressed);
+  addEventListener('pagehide', () => fetch('/stop', {
+    method: 'POST', body: JSON.stringify({ page }), headers: { 'Content-Type': 'application/json' }, keepalive: true,
+  }).catch(() => {}));
   choose(model.tasks[0]);
 }
 
