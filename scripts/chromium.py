@@ -160,6 +160,10 @@ class Browser:
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
         self.events += self._waiting(0.1)
 
+    def type(self, text: str) -> None:
+        """Insert text into the focused field."""
+        self.call("Input.insertText", text=text)
+
     def screenshot(self, path: Path, *, top: int = 0) -> None:
         """Save a screenshot of the visible part of the page, which begins ``top`` pixels below its start."""
         self.evaluate(f"document.documentElement.style.scrollBehavior = 'auto', scrollTo(0, {top})")

@@ -120,7 +120,7 @@ def option_controls(usual: SamplingOptions, start: Values, classes: Sequence[tup
         about, types = field.metadata, options_of(hints[field.name])
         default = start.get(field.name, getattr(usual, field.name))
         control = Control(
-            name=field.name, label=field.name.replace("_", " "), kind="text", default=default,
+            name=field.name, label=field.name.replace("_", " ").capitalize(), kind="text", default=default,
             help=about["help"].replace("null:", "empty:"),
             optional=type(None) in types, usual=about["usual"], is_option=True,
             is_rare=field.name not in start and about["usual"] is None and not (about["choices"] and default is not None),

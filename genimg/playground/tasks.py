@@ -27,6 +27,7 @@ MOST_IMAGES = 64
 """Number of images that are made at once, the batch size of genimg-sample: bits may depend on the size of a batch."""
 
 _USUAL_SPREAD = 0.5
+_DISTANCE = 100  # of the second seed from the first
 _MOST_SAMPLES = 16  # of one translated picture
 
 
@@ -160,5 +161,5 @@ def _translation(model: PlayedModel, method: Translates, start: Values, picture:
 
 
 def _other(seed: int) -> int:
-    """Return another seed."""
-    return seed + 1 if seed < LARGEST_SEED else seed - 1
+    """Return another seed, at a distance that a user rarely steps through."""
+    return seed + _DISTANCE if seed <= LARGEST_SEED - _DISTANCE else seed - _DISTANCE

@@ -117,7 +117,7 @@ function fieldOf(control) {
     field.oninput = () => { values[control.name] = read(); };
     field.onchange = () => changed(control, read());
   } else field = numberField(control, id);
-  const label = make('label', { htmlFor: id, textContent: control.label[0].toUpperCase() + control.label.slice(1) });
+  const label = make('label', { htmlFor: id, textContent: control.label });
   const whole = make('div', { className: 'field' }, label, field, ...(help ? [help] : []));
   if (help) whole.querySelector(`#${CSS.escape(id)}`).setAttribute('aria-describedby', help.id);
   return whole;

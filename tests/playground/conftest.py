@@ -1,0 +1,57 @@
+"""Runs of tiny models, and a server for each."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import tiny
+from fork_server import run_command
+from pages import Page
+
+from genimg.api.play import open_playground
+from genimg.playground.server import PlaygroundServer
+
+_RUNS = {
+    "gan": [*tiny.SHORT_RUN, "conditioning=projection"],
+    "flow": [*tiny.SHORT_RUN, "model=flow_small", "conditioning=label", *tiny.DIFFUSION],
+    "vae": [*tiny.SHORT_RUN, "model=vae_small", *tiny.AUTOENCODERS["vae_small"]],
+    "denoiser": [*tiny.SHORT_RUN, "model=restoration", *tiny.TRANSLATORS["restoration"][:-1], "task=denoise"],
+    "text": [*tiny.SHORT_RUN, "conditioning=text_conditional_batchnorm", "data.num_objects=2"],
+}
+
+
+@pytest.fixture(scope="session")
+def run_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function that returns the run directory of a model of ``_RUNS``, trained for two steps when it is first needed."""
+    root = tmp_path_factory.mktemp("played")
+
+    def run(name: str) -> Path:
+        if not (root / name).is_dir():
+            arguments = [each for each in _RUNS[name] if not (name != "gan" and each.startswith("model.generator"))]
+            done = run_command("train", *arguments, "trainer.duration=2 steps", f"run_dir={root / name}")
+            assert done.returncode == 0, done.stdout + done.stderr
+        return root / name
+
+    return run
+
+
+@pytest.fixture
+def page_of(run_of: Callable[[str], Path], one_thread: None) -> Iterator[Callable[[str], Page]]:
+    """A function that serves a model and returns a client of its server."""
+    servers: list[PlaygroundServer] = []
+
+    def page(name: str) -> Page:
+        server = PlaygroundServer(open_playground(run_of(name), device="cpu", start={"num_images": 3}))
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        return Page(server.server_port)
+
+    yield page
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+        with server.playground:
+            pass
