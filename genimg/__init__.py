@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from genimg.api.compose import compose
     from genimg.api.evaluate import evaluate
     from genimg.api.model import Model, load
+    from genimg.api.play import play
     from genimg.api.run import DivergedError, Run
     from genimg.api.train import train
     from genimg.api.verification import Verification
@@ -31,13 +32,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CheckpointError", "ConfigError", "DataError", "DivergedError", "Evaluation", "Model", "Run", "UserError", "Verification",
-    "as_dataset", "compose", "evaluate", "load", "train", "verify",
+    "as_dataset", "compose", "evaluate", "load", "play", "train", "verify",
 ]  # fmt: skip
 
 _HOMES = {
     "DivergedError": "api.run", "Evaluation": "evaluation.result", "Model": "api.model", "Run": "api.run",
     "as_dataset": "data.datasets.external", "compose": "api.compose", "evaluate": "api.evaluate", "load": "api.model",
-    "Verification": "api.verification", "train": "api.train", "verify": "api.verify",
+    "Verification": "api.verification", "play": "api.play", "train": "api.train", "verify": "api.verify",
 }  # fmt: skip
 
 

@@ -67,7 +67,9 @@ RUNS_FOR = [  # of words that a command holds, the run that RUN is; the first th
     (r"near=|reconstruct=|evaluation=likelihood", "autoencoder"),
     (r"", "digits"),
 ]
-COMPOSED: dict[str, str] = {}  # commands that hold such words are only composed, and why
+COMPOSED = {  # commands that hold such words are only composed, and why
+    r"^genimg-play ": "they serve a page until they are stopped: tests/commands/test_play.py",
+}
 NEEDS = {  # commands that are left out where an optional package is not installed
     r"format=onnx": "onnxscript",
     r"format=safetensors|init_from=\S+\.safetensors": "safetensors",

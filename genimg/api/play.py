@@ -61,7 +61,7 @@ def play(
         path, which=which, weights=weights, device=device, allow=allow, named=named, start=start, other_options=other_options
     )
     with opened as playground, PlaygroundServer(playground, port) as server, _until_terminated():
-        log.info("open %s in a browser on this machine; stop with Ctrl-C", server.url)
+        print(f"open {server.url} in a browser on this machine; stop with Ctrl-C", flush=True)
         if open_browser and _has_display():
             webbrowser.open(server.url)
         try:
@@ -98,6 +98,7 @@ def open_playground(
     checkpoint = TrainedCheckpoint.open(given["ckpt"], which, allow, named, weights=weights)
     log.info("from %s, trained on %d images", relative(checkpoint.path), checkpoint.images)
     arguments = {key: each for key, each in given.items() if key not in _USUAL or each != _USUAL[key]}
+    arguments |= {f"++{key}": value for key, value in named.items()}
     playground = Playground(_origin(checkpoint, arguments), start)
     _check(playground.model, {key: each for key, each in start.items() if key not in _OWN}, other_options)
     return playground

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -67,7 +67,7 @@ def tasks_of(model: PlayedModel, start: Mapping[str, Any]) -> list[Task]:
         usual=(1, MOST_IMAGES),
     )  # fmt: skip
     picture = Control(
-        name="picture", label="Picture", kind="picture", default="", help="It is resized and cropped like the training images"
+        name="picture", label="Picture", kind="picture", default="", help="It is converted to the size of the training images"
     )
     if isinstance(method, Generates):
         options = option_controls(method.sampling_options, start, classes)
@@ -99,7 +99,7 @@ def tasks_of(model: PlayedModel, start: Mapping[str, Any]) -> list[Task]:
         controls = [picture, *_condition(model, is_required=True)]
         tasks.append(Task("reconstruct", "Reconstruct", controls, pictures.reconstructed_upload))
     if isinstance(method, Translates):
-        tasks.append(_translation(model, method, start, picture, seed))
+        tasks.append(_translation(model, method, start, replace(picture, help=""), seed))
     elif isinstance(method, TranslatesLabels) and method.num_classes > 1:
         usual = method.label_translation_options
         options = option_controls(usual, start, classes)
