@@ -29,6 +29,7 @@ COMMANDS = {  # name -> function of cli, module and function of genimg.commands
     "eval": ("evaluate", "evaluate", "evaluate"),
     "sample": ("sample", "sample", "sample"),
     "translate": ("translate", "translate", "translate"),
+    "play": ("play", "play", "play"),
     "features": ("features", "features", "train_features"),
     "prepare": ("prepare", "prepare", "prepare"),
     "augment": ("augment", "augment", "augment"),

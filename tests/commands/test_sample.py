@@ -561,6 +561,31 @@ def test_a_method_without_latents_has_no_way(runs: Path, monkeypatch: pytest.Mon
         run_sample(f"ckpt={runs / 'vae'}", "interpolate=linear")
 
 
+# Between two seeds
+
+
+@pytest.mark.parametrize("kind", ["linear", "spherical"])
+def test_an_image_lies_between_those_of_two_seeds(runs: Path, tmp_path: Path, kind: str) -> None:
+    options = ["num_images=3", "seed=5", "seed_to=9", "position=0.3", f"interpolate={kind}", "truncation=2"]
+    run_sample(f"ckpt={runs / 'labels'}", *options, f"output={tmp_path / 'out'}")
+    method = loaded(runs / "labels")
+    start, end = method.draw(range(3), 5), method.draw(range(3), 9)
+    pairs = zip(start["latent"].double().numpy(), end["latent"].double().numpy(), strict=True)
+    latents = np.concatenate([way(*pair, (0.3,), spherical=kind == "spherical") for pair in pairs])
+    options_ = method.sampling_options.replaced(truncation=2)
+    expected = to_uint8(method.sample(start | {"latent": torch.from_numpy(latents).float()}, options_))
+    for number, image in enumerate(expected):
+        found = pixels(tmp_path / "out" / f"{number:06d}.png").astype(int)
+        assert np.abs(found - image.permute(1, 2, 0).numpy().astype(int)).max() <= 1
+    assert [each["label"] for each in lines(tmp_path / "out")] == start["label"].tolist()
+    assert json.loads((tmp_path / "out" / MARK).read_text())["options"]["seed_to"] == 9
+
+
+def test_the_folder_names_both_seeds_and_the_position(runs: Path) -> None:
+    run_sample(f"ckpt={runs / 'vae'}", "num_images=1", "seed_to=9", "interpolate=linear")
+    assert (runs / "vae" / "samples-seed0-linear-to9-0.5" / "000000.png").is_file()
+
+
 # What is refused
 
 
@@ -603,6 +628,13 @@ def test_a_method_without_latents_has_no_way(runs: Path, monkeypatch: pytest.Mon
         ("vae", ["frames_per_second=20"], "frames_per_second=20"),
         ("vae", ["interpolate=linear", "frames_per_second=0"], "frames_per_second=0"),
         ("vae", ["batch_size=0"], "batch_size=0"),
+        ("vae", ["seed_to=1"], "seed_to=1"),
+        ("vae", ["position=0.5"], "position=0.5"),
+        ("vae", ["interpolate=linear", "position=0.5"], "position=0.5"),
+        ("vae", ["interpolate=linear", "seed_to=1", "position=1.5"], "position=1.5"),
+        ("vae", ["interpolate=linear", "seed_to=1", "position=nan"], "position"),
+        ("vae", ["interpolate=linear", "seed_to=0"], "seed_to=0"),
+        ("vae", ["interpolate=linear", "seed_to=1", "frames=4"], "frames=4"),
         ("labels", ["interpolate=linear"], "interpolate=linear"),
         ("texts", ["interpolate=linear"], "interpolate=linear"),
     ],

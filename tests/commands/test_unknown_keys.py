@@ -9,6 +9,7 @@ from fork_server import run_command
 
 COMMANDS = {
     "sample": (["ckpt=RUN"], "num_image", "num_images"),
+    "play": (["ckpt=RUN"], "prot", "port"),
     "translate": (["ckpt=RUN", "input=IN", "output=OUT"], "overlapp", "overlap"),
     "export": (["ckpt=RUN"], "truncatoin", "truncation"),
     "features": (["data=folder", "data.root=DIR", "data.image_size=16", "name=mine"], "epoch", "epochs"),

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -89,12 +91,12 @@ def test_a_failed_write_leaves_the_earlier_picture_whole(tmp_path, monkeypatch):
     write_png(torch.zeros(3, 4, 4, dtype=torch.uint8), path)
     earlier = path.read_bytes()
 
-    def fail_half_way(self, target, format=None, **options):
-        with open(target, "wb") as file:
-            file.write(b"half")
+    def fail_half_way(self, content):
+        with self.open("wb") as file:
+            file.write(content[: len(content) // 2])
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(Image.Image, "save", fail_half_way)
+    monkeypatch.setattr(Path, "write_bytes", fail_half_way)
     with raises(OSError, word="space"):
         write_png(torch.ones(3, 4, 4, dtype=torch.uint8), path)
     assert path.read_bytes() == earlier

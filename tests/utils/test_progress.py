@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from genimg.utils import progress
-from genimg.utils.progress import Progress
+from genimg.utils.progress import Progress, reporting_to
 from genimg.utils.terminal import is_terminal
 
 
@@ -110,3 +110,24 @@ def test_a_terminal_of_no_columns_counts_as_none(columns):
 
 def test_a_pipe_is_no_terminal():
     assert not is_terminal(io.StringIO())
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_listener_is_told_instead_of_the_terminal(monkeypatch, clock, terminal):
+    stream = stderr(monkeypatch, terminal=terminal)
+    heard = []
+    with reporting_to(lambda *progress: heard.append(progress)):
+        assert list(Progress([5, 6], desc="looking", unit="image")) == [5, 6]
+        with Progress(desc="counting", unit="image", hidden=True) as bar:
+            bar.update(3)
+    assert heard == [("looking", 1, 2), ("looking", 2, 2), ("counting", 3, None)]
+    assert stream.getvalue() == ""
+
+
+def test_an_error_of_the_listener_ends_the_work(monkeypatch, clock):
+    def stop(what, done, total):
+        raise KeyError(done)
+
+    with pytest.raises(KeyError), reporting_to(stop):
+        list(Progress(range(5), desc="looking", unit="image"))
+    assert list(Progress(range(2), desc="later", unit="image")) == [0, 1]
