@@ -131,7 +131,8 @@ def _origin(checkpoint: TrainedCheckpoint, arguments: Mapping[str, Any]) -> Orig
         "image size": f"{width} × {height}", "device": str(device),
     }  # fmt: skip
     title = run_directory_of(checkpoint.path.parent.resolve()).name or checkpoint.path.name
-    return Origin(title, facts, arguments, list(weights), checkpoint.weights, load)
+    described = [(each, "raw: those of the last step" if each == RAW else f"average: {each}") for each in weights]
+    return Origin(title, facts, arguments, described, checkpoint.weights, load)
 
 
 def _check(model: PlayedModel, options: Mapping[str, Any], others: Sequence[str]) -> None:

@@ -30,7 +30,7 @@ class Origin:
         title: Name of the run or checkpoint.
         facts: Facts that the page shows, by title.
         arguments: Options that select the checkpoint, by name, for commands.
-        weights: Names or lengths of the checkpoint's weights.
+        weights: Names or lengths of the checkpoint's weights, each with a description.
         usual_weights: The weights to start with.
         load: Function that loads the model with weights from ``weights``.
     """
@@ -38,13 +38,13 @@ class Origin:
     title: str
     facts: Mapping[str, str]
     arguments: Mapping[str, Any]
-    weights: Sequence[str | float]
+    weights: Sequence[tuple[str | float, str]]
     usual_weights: str | float
     load: Callable[[str | float], PlayedModel]
 
 
 class Playground:
-    """A model and the requests that pages make to it. It is a context manager, which removes uploaded pictures.
+    """A model and the requests that pages make to it. It is a context manager, which keeps uploaded pictures in a temporary directory.
 
     Args:
         origin: Where the model comes from.
@@ -55,17 +55,15 @@ class Playground:
     """
 
     def __init__(self, origin: Origin, start: Mapping[str, Any]) -> None:
-        self.turns, self.uploads = Turns(), Uploads()
         self._origin = origin
         self._load = lru_cache(_MOST_MODELS)(origin.load)
         model = self.model
-        choices = [(each, str(each)) for each in origin.weights]
         weights = Control(
-            name="weights", label="Weights", kind="choice", default=origin.usual_weights, choices=choices, is_rare=True,
-            help="raw: the weights of the last step; others: their averages",
-        )  # fmt: skip
+            name="weights", label="Weights", kind="choice", default=origin.usual_weights, choices=origin.weights, is_rare=True
+        )
         self._tasks: dict[str, tuple[Task, list[Control]]] = {
-            task.name: (task, [*task.controls, *([weights] if len(choices) > 1 else [])]) for task in tasks_of(model, start)
+            task.name: (task, [*task.controls, *([weights] if len(origin.weights) > 1 else [])])
+            for task in tasks_of(model, start)
         }
         if not self._tasks:
             what = f"a {type(model.method).__name__} neither generates nor translates images"
@@ -73,6 +71,7 @@ class Playground:
         self._method = type(model.method).__name__
 
     def __enter__(self) -> Self:
+        self.turns, self.uploads = Turns(), Uploads()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

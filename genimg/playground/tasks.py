@@ -27,6 +27,7 @@ MOST_IMAGES = 64
 """Number of images that are made at once, the batch size of genimg-sample: bits may depend on the size of a batch."""
 
 _USUAL_SPREAD = 0.5
+_FEW_IMAGES = 4  # at the start of an interpolation
 _DISTANCE = 100  # of the second seed from the first
 _MOST_SAMPLES = 16  # of one translated picture
 
@@ -57,43 +58,20 @@ def tasks_of(model: PlayedModel, start: Mapping[str, Any]) -> list[Task]:
         model: The model.
         start: Values of controls at the start that differ from the defaults, by name.
     """
-    method, tasks, classes = model.method, [], class_choices(model)
-    seed = Control(
-        name="seed", label="Seed", kind="seed", default=start.get("seed", 0), least=0, most=LARGEST_SEED,
-        help="Image i depends only on the seed, on i, and on the label or caption",
-    )  # fmt: skip
-    count = Control(
-        name="num_images", label="Images", kind="integer", default=start.get("num_images", 16), least=1, most=MOST_IMAGES,
-        usual=(1, MOST_IMAGES),
-    )  # fmt: skip
-    picture = Control(
-        name="picture", label="Picture", kind="picture", default="", help="It is converted to the size of the training images"
-    )
+    method, seed, count, picture = model.method, _seed(start), _count(start.get("num_images", 16)), _picture()
+    seed.checked(seed.default)
+    count.checked(count.default)
+    tasks = []
     if isinstance(method, Generates):
-        options = option_controls(method.sampling_options, start, classes)
+        options = option_controls(method.sampling_options, start, class_choices(model))
         condition = _condition(model, is_required=False)
         make = partial(pictures.sampled, options, MOST_IMAGES)
         tasks.append(Task("sample", "Generate", [seed, count, *condition, *options], make))
         if has_latents(method):
-            path = Control(
-                name="interpolate", label="Path", kind="choice", default="spherical", choices=[(each, each) for each in PATHS],
-                help="spherical keeps the norm of latents of a normal distribution", is_rare=True,
-            )  # fmt: skip
-            end = Control(name="seed_to", label="Second seed", kind="seed", default=_other(seed.default), least=0,
-                          most=LARGEST_SEED)  # fmt: skip
-            position = Control(name="position", label="Position", kind="number", default=0.5, least=0, most=1, usual=(0, 1),
-                               help="0: the first seed, 1: the second seed")  # fmt: skip
-            few = Control(name="num_images", label="Images", kind="integer", default=4, least=1, most=MOST_IMAGES,
-                          usual=(1, MOST_IMAGES))  # fmt: skip
-            between = [position, seed, end, few, *condition, path, *options]
-            tasks.append(Task("interpolate", "Interpolate", between, make, is_live=True))
+            tasks.append(Task("interpolate", "Interpolate", _path(seed, [*condition, *options]), make, is_live=True))
         if isinstance(method, SamplesNearby):
-            spread = Control(
-                name="spread", label="Spread", kind="number", default=_USUAL_SPREAD, least=0, usual=(0, 1.5),
-                help="Width of the distribution, in standard deviations of the prior; 0: the reconstruction",
-            )  # fmt: skip
             own = options if has_steps(method.sampling_options) else []
-            near = [picture, spread, seed, count, *_condition(model, is_required=True), *own]
+            near = [picture, _spread(), seed, count, *_condition(model, is_required=True), *own]
             tasks.append(Task("near", "Vary a picture", near, partial(pictures.sampled, own, MOST_IMAGES), is_live=True))
     if isinstance(method, Reconstructs):
         controls = [picture, *_condition(model, is_required=True)]
@@ -101,14 +79,7 @@ def tasks_of(model: PlayedModel, start: Mapping[str, Any]) -> list[Task]:
     if isinstance(method, Translates):
         tasks.append(_translation(model, method, start, replace(picture, help=""), seed))
     elif isinstance(method, TranslatesLabels) and method.num_classes > 1:
-        usual = method.label_translation_options
-        options = option_controls(usual, start, classes)
-        ends = [
-            Control(name=name, label=label, kind="choice", default=classes[at][0], choices=classes)
-            for at, (name, label) in enumerate((("label_from", "Class of the picture"), ("label_to", "Class to translate to")))
-        ]
-        make = partial(translations.between_classes, options)
-        tasks.append(Task("translate", "Change the class", [picture, *ends, *options], make))
+        tasks.append(_change_of_class(model, method, start, picture))
     return tasks
 
 
@@ -116,6 +87,56 @@ def class_choices(model: PlayedModel) -> list[tuple[str, str]]:
     """Return ``index:N`` and the name of every class; an empty list for a model without labels."""
     count = model.method.num_classes if isinstance(model.method, TakesConditions) else 0
     return [(f"index:{label}", pictures.class_name(model, label)) for label in range(count)]
+
+
+def _seed(start: Values) -> Control:
+    return Control(
+        name="seed", label="Seed", kind="seed", default=start.get("seed", 0), least=0, most=LARGEST_SEED,
+        help="Image i depends only on the seed, on i, and on the label or caption",
+    )  # fmt: skip
+
+
+def _count(default: int) -> Control:
+    """Return the control of the number of images."""
+    bounds = (1, MOST_IMAGES)
+    return Control(
+        name="num_images", label="Images", kind="integer", default=default, least=bounds[0], most=bounds[1], usual=bounds
+    )
+
+
+def _picture() -> Control:
+    help = "It is converted to the size of the training images"
+    return Control(name="picture", label="Picture", kind="picture", default="", help=help)
+
+
+def _spread() -> Control:
+    help = "Width of the distribution, in standard deviations of the prior; 0: the reconstruction"
+    return Control(name="spread", label="Spread", kind="number", default=_USUAL_SPREAD, least=0, usual=(0, 1.5), help=help)
+
+
+def _path(seed: Control, others: Sequence[Control]) -> list[Control]:
+    """Return the controls of images between two seeds."""
+    position = Control(
+        name="position", label="Position", kind="number", default=0.5, least=0, most=1, usual=(0, 1),
+        help="0: the first seed, 1: the second seed",
+    )  # fmt: skip
+    end = replace(seed, name="seed_to", label="Second seed", default=_other(seed.default), help="")
+    path = Control(
+        name="interpolate", label="Path", kind="choice", default="spherical", choices=[(each, each) for each in PATHS],
+        help="spherical keeps the norm of latents of a normal distribution", is_rare=True,
+    )  # fmt: skip
+    return [position, seed, end, _count(_FEW_IMAGES), *others, path]
+
+
+def _change_of_class(model: PlayedModel, method: TranslatesLabels, start: Values, picture: Control) -> Task:
+    classes = class_choices(model)
+    options = option_controls(method.label_translation_options, start, classes)
+    ends = [
+        Control(name=name, label=label, kind="choice", default=classes[at][0], choices=classes)
+        for at, (name, label) in enumerate((("label_from", "Class of the picture"), ("label_to", "Class to translate to")))
+    ]
+    make = partial(translations.between_classes, options)
+    return Task("translate", "Change the class", [picture, *ends, *options], make)
 
 
 def _condition(model: PlayedModel, *, is_required: bool) -> list[Control]:

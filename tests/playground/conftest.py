@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ _RUNS = {
     "gan": [*tiny.SHORT_RUN, "conditioning=projection"],
     "flow": [*tiny.SHORT_RUN, "model=flow_small", "conditioning=label", *tiny.DIFFUSION],
     "vae": [*tiny.SHORT_RUN, "model=vae_small", *tiny.AUTOENCODERS["vae_small"]],
-    "denoiser": [*tiny.SHORT_RUN, "model=restoration", *tiny.TRANSLATORS["restoration"][:-1], "task=denoise"],
+    "denoiser": [*tiny.SHORT_RUN, "model=restoration", *tiny.TRANSLATORS["restoration"]],
     "text": [*tiny.SHORT_RUN, "conditioning=text_conditional_batchnorm", "data.num_objects=2"],
 }
 
@@ -42,9 +43,11 @@ def run_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def page_of(run_of: Callable[[str], Path], one_thread: None) -> Iterator[Callable[[str], Page]]:
     """A function that serves a model and returns a client of its server."""
     servers: list[PlaygroundServer] = []
+    closing = ExitStack()
 
     def page(name: str) -> Page:
-        server = PlaygroundServer(open_playground(run_of(name), device="cpu", start={"num_images": 3}))
+        playground = closing.enter_context(open_playground(run_of(name), device="cpu", start={"num_images": 3}))
+        server = closing.enter_context(PlaygroundServer(playground))
         servers.append(server)
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         return Page(server.server_port)
@@ -52,6 +55,4 @@ def page_of(run_of: Callable[[str], Path], one_thread: None) -> Iterator[Callabl
     yield page
     for server in servers:
         server.shutdown()
-        server.server_close()
-        with server.playground:
-            pass
+    closing.close()

@@ -3,7 +3,7 @@
 
 const find = (id) => document.getElementById(id);
 const page = crypto.randomUUID();
-const values = {};  // the last value of every control, by name; tasks share them
+const values = {};  // the values that the user has chosen, by name; tasks share them
 const uploads = {};  // name of the chosen file, by control
 const DELAY = 60;  // milliseconds between two requests of a moving slider
 const POLL = 250;  // milliseconds
@@ -26,6 +26,10 @@ function step(control) {
   if (control.kind !== 'number' || !control.usual) return 1;
   const range = control.usual[1] - control.usual[0];
   return range > 3 ? 0.1 : 0.01;
+}
+
+function valueOf(control) {
+  return control.name in values ? values[control.name] : control.default;
 }
 
 function changed(control, value, isMoving = false) {
@@ -70,7 +74,7 @@ function numberField(control, id) {
   }
   field.onchange = () => { show(read()); changed(control, read()); };
   field.oninput = () => { values[control.name] = read(); };
-  show(values[control.name]);
+  show(valueOf(control));
   return row;
 }
 
@@ -78,7 +82,7 @@ function choiceField(control, id) {
   const field = make('select', { id });
   const empty = control.name === 'label' ? 'random' : 'default';
   const choices = control.optional ? [[null, empty], ...control.choices] : control.choices;
-  choices.forEach(([value, text], at) => field.append(make('option', { value: at, textContent: text, selected: value === values[control.name] })));
+  choices.forEach(([value, text], at) => field.append(make('option', { value: at, textContent: text, selected: value === valueOf(control) })));
   field.onchange = () => changed(control, choices[field.value][0]);
   return field;
 }
@@ -101,10 +105,9 @@ function pictureField(control, id) {
 
 function fieldOf(control) {
   const id = `control-${control.name}`;
-  if (!(control.name in values)) values[control.name] = control.default;
   const help = control.help ? make('p', { className: 'help', id: `${id}-help`, textContent: control.help }) : null;
   if (control.kind === 'flag') {
-    const box = make('input', { id, type: 'checkbox', checked: values[control.name], onchange: () => changed(control, box.checked) });
+    const box = make('input', { id, type: 'checkbox', checked: valueOf(control), onchange: () => changed(control, box.checked) });
     const label = make('label', { className: 'check' }, box, ` ${control.label}`);
     return make('div', { className: 'field' }, label, ...(help ? [help] : []));
   }
@@ -112,7 +115,7 @@ function fieldOf(control) {
   if (control.kind === 'choice') field = choiceField(control, id);
   else if (control.kind === 'picture') field = pictureField(control, id);
   else if (control.kind === 'text') {
-    field = make('input', { id, type: 'text', value: values[control.name] ?? '', autocomplete: 'off' });
+    field = make('input', { id, type: 'text', value: valueOf(control) ?? '', autocomplete: 'off' });
     const read = () => (field.value === '' && control.optional ? null : field.value);
     field.oninput = () => { values[control.name] = read(); };
     field.onchange = () => changed(control, read());
@@ -183,7 +186,7 @@ function busy(isBusy) {
 
 async function generate() {
   clearTimeout(timer);
-  const missing = task.controls.find((each) => each.kind === 'picture' && !values[each.name]);
+  const missing = task.controls.find((each) => each.kind === 'picture' && !valueOf(each));
   if (missing) {
     post('/stop', JSON.stringify({ page }));
     newest += 1;
@@ -195,7 +198,7 @@ async function generate() {
   }
   newest += 1;
   const number = newest;
-  const sent = Object.fromEntries(task.controls.map((each) => [each.name, values[each.name]]));
+  const sent = Object.fromEntries(task.controls.map((each) => [each.name, valueOf(each)]));
   busy(true);
   find('status').textContent = 'Working …';
   const answer = await post('/make', JSON.stringify({ page, task: task.name, values: sent }));
