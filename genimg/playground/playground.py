@@ -44,7 +44,9 @@ class Origin:
 
 
 class Playground:
-    """A model and the requests that pages make to it. It is a context manager, which keeps uploaded pictures in a temporary directory.
+    """A model and the requests that pages make to it.
+
+    It is a context manager, which keeps uploaded pictures in a temporary directory.
 
     Args:
         origin: Where the model comes from.
@@ -61,10 +63,8 @@ class Playground:
         weights = Control(
             name="weights", label="Weights", kind="choice", default=origin.usual_weights, choices=origin.weights, is_rare=True
         )
-        self._tasks: dict[str, tuple[Task, list[Control]]] = {
-            task.name: (task, [*task.controls, *([weights] if len(origin.weights) > 1 else [])])
-            for task in tasks_of(model, start)
-        }
+        of_all = [weights] if len(origin.weights) > 1 else []
+        self._tasks = {task.name: (task, [*task.controls, *of_all]) for task in tasks_of(model, start)}
         if not self._tasks:
             what = f"a {type(model.method).__name__} neither generates nor translates images"
             raise ConfigError(f"ckpt={origin.arguments['ckpt']}: {what}", key="ckpt")

@@ -20,6 +20,7 @@ _RUNS = {
     "flow": [*tiny.SHORT_RUN, "model=flow_small", "conditioning=label", *tiny.DIFFUSION],
     "vae": [*tiny.SHORT_RUN, "model=vae_small", *tiny.AUTOENCODERS["vae_small"]],
     "denoiser": [*tiny.SHORT_RUN, "model=restoration", *tiny.TRANSLATORS["restoration"]],
+    "inpaint": [*tiny.SHORT_RUN, "model=restoration_gated", *tiny.TRANSLATORS["restoration_gated"]],
     "text": [*tiny.SHORT_RUN, "conditioning=text_conditional_batchnorm", "data.num_objects=2"],
 }
 
