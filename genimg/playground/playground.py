@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from genimg.playground.tasks import Task, tasks_of
 from genimg.playground.turns import Turns
 from genimg.utils.words import nearest
 
+_FILES = ("near", "reconstruct", "input", "mask")  # options of commands that name uploaded pictures
 _LONGEST_PAGE = 64  # characters of a page's identifier
 _MOST_MODELS = 2  # of different weights, kept in memory
 
@@ -122,14 +124,16 @@ class Playground:
         return task.make(model, {key: value for key, value in values.items() if key != "weights"}, self.uploads)
 
     def _answer(self, made: Made, weights: str | float | None) -> dict[str, Any]:
-        chosen = {} if weights in (None, self._origin.usual_weights) else {"weights": weights}
-        options = {**self._origin.arguments, **chosen, **made.options}
-        pictures = [{**vars(each), "png": base64.b64encode(each.png).decode("ascii")} for each in made.pictures]
-        files = [made.options.get(key) for key in ("near", "reconstruct", "input", "mask")]
+        files = [each for key in _FILES if (each := made.options.get(key)) is not None]
+        options = dict(self._origin.arguments)
+        if files:  # the command must run in their folder
+            options["ckpt"] = os.path.abspath(os.path.expanduser(options["ckpt"]))
+        if weights not in (None, self._origin.usual_weights):
+            options["weights"] = weights
         return {
-            "pictures": pictures,
-            "command": command_line(f"genimg-{made.command}", options),
-            "files": [each for each in files if each],
+            "pictures": [{**vars(each), "png": base64.b64encode(each.png).decode("ascii")} for each in made.pictures],
+            "command": command_line(f"genimg-{made.command}", options | dict(made.options)),
+            "files": files,
         }
 
 

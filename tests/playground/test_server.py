@@ -195,6 +195,7 @@ IMAGES: list[tuple[str, str, dict[str, Any]]] = [
     ("vae", "near", {"picture": "", "spread": 0}),
     ("vae", "reconstruct", {"picture": ""}),
     ("denoiser", "translate", {"picture": ""}),
+    ("inpaint", "translate", {"picture": "", "mask": ""}),
     ("text", "sample", {"text": 'it\'s a "red" ring, ${x}'}),
     ("text", "sample", {}),
 ]
@@ -205,9 +206,10 @@ def test_the_command_writes_the_same_files(
     page_of: PageOf, tmp_path: Path, name: str, task: str, values: dict[str, Any]
 ) -> None:
     page = page_of(name)
-    if "picture" in values:
-        (tmp_path / "a photo.png").write_bytes(photo(24))
-        values = {**values, "picture": page.upload("a%20photo.png", photo(24))}
+    files = {key: file for key, file in (("picture", "a photo.png"), ("mask", "mask.png")) if key in values}
+    for key, file in files.items():
+        (tmp_path / file).write_bytes(photo(24))
+        values = {**values, key: page.upload(file.replace(" ", "%20"), photo(24))}
     result = page.make(task, **values)
     program, *words = shlex.split(result["command"])
     command = program.removeprefix("genimg-")
@@ -218,7 +220,7 @@ def test_the_command_writes_the_same_files(
     assert len(made) == sum(not each["is_input"] for each in result["pictures"]) > 0
     folder = tmp_path / ("translated" if arguments == [] else "made")
     assert {path.name: path.read_bytes() for path in folder.glob("*.png")} == made
-    assert result["files"] == (["a photo.png"] if "picture" in values else [])
+    assert result["files"] == list(files.values())
 
 
 def test_an_image_depends_on_the_seed_and_its_number_only(page_of: PageOf) -> None:
