@@ -223,6 +223,18 @@ def test_the_command_writes_the_same_files(
     assert result["files"] == list(files.values())
 
 
+def test_the_command_names_the_checkpoint_as_the_user_did_unless_it_runs_elsewhere(
+    run_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run_of("vae").parent)
+    with open_playground("vae", device="cpu", which="last", weights="raw") as playground:
+        request = {"page": "a", "task": "sample", "values": {"num_images": 1}}
+        assert playground.make(request)["command"] == "genimg-sample ckpt=vae device=cpu weights=raw seed=0 num_images=1"
+        key = playground.uploads.add("a.png", photo())["id"]
+        command = playground.make({"page": "a", "task": "reconstruct", "values": {"picture": key}})["command"]
+        assert command == f"genimg-sample ckpt={Path('vae').resolve()} device=cpu weights=raw reconstruct=a.png"
+
+
 def test_an_image_depends_on_the_seed_and_its_number_only(page_of: PageOf) -> None:
     page = page_of("gan")
     few, many = (page.make("sample", seed=7, label="index:0", num_images=count) for count in (2, 5))

@@ -164,10 +164,9 @@ function fail(message, key = '') {
 function busy(isBusy) {
   find('pictures').classList.toggle('old', isBusy);
   find('results').ariaBusy = isBusy;
-  find('stop').hidden = !isBusy;
   clearInterval(polling);
   if (!isBusy) {
-    find('busy').hidden = true;
+    find('busy').hidden = find('stop').hidden = true;
     return;
   }
   const start = performance.now();
@@ -176,7 +175,8 @@ function busy(isBusy) {
     const state = await fetch(`/progress?page=${page}`).then((answer) => answer.json()).catch(() => ({}));
     if (number !== newest || find('results').ariaBusy !== 'true') return;
     const bar = find('progress'), own = state.own && state.progress;
-    find('busy').hidden = false;
+    find('busy').hidden = find('stop').hidden = false;
+    find('status').textContent = 'Working …';  // not for short work, which would make screen readers talk without pause
     if (own && own.total) Object.assign(bar, { max: own.total, value: own.done });
     else bar.removeAttribute('value');
     const what = state.busy && !state.own ? 'waiting for another page, ' : own && own.total > 1 ? `${own.what}, ${own.done} of ${own.total}, ` : '';
@@ -200,7 +200,6 @@ async function generate() {
   const number = newest;
   const sent = Object.fromEntries(task.controls.map((each) => [each.name, valueOf(each)]));
   busy(true);
-  find('status').textContent = 'Working …';
   const answer = await post('/make', JSON.stringify({ page, task: task.name, values: sent }));
   if (number !== newest) return;
   busy(false);
