@@ -97,6 +97,7 @@ SMALLER = {  # where a command holds such words, what makes it small
     r"sweep=gan_losses": ["hydra.sweeper.params.loss=hinge"],
     r"sweep=equal_seconds": ["hydra.sweeper.params.schedule=linear"],
     r"sweep=(r1_gamma|vae_kl_weight)": ["hydra.sweeper.params.seed=0"],
+    r"sweep=families": ["hydra.sweeper.params.model=dcgan_small", "budget=null", "data.validation=0.2"],
 }
 TRAINING = ["trainer.duration=2 steps", "trainer.batch_size=8", "trainer.preview_images=4"]
 OF_EVALUATION = {
