@@ -57,6 +57,12 @@ def sample() -> None:
         run()
 
 
+def latents() -> None:
+    """genimg-latents"""
+    with _command("latents", "latents.latents") as run:
+        run()
+
+
 def translate() -> None:
     """genimg-translate"""
     rewrite = partial(with_sampling_options, command="translate")

@@ -9,7 +9,9 @@ from genimg.config.compose import Config, require_all_values
 from genimg.config.compose import compose as compose_for
 from genimg.errors import ConfigError
 
-_COMMANDS = ("train", "eval", "sample", "translate", "play", "features", "prepare", "augment", "report", "export", "verify")
+_COMMANDS = (
+    "train", "eval", "sample", "latents", "translate", "play", "features", "prepare", "augment", "report", "export", "verify",
+)  # fmt: skip
 
 
 def compose(overrides: Sequence[str] = (), *, command: str = "train") -> Config:
@@ -17,8 +19,8 @@ def compose(overrides: Sequence[str] = (), *, command: str = "train") -> Config:
 
     Args:
         overrides: Arguments such as ``model=dcgan`` and ``trainer.batch_size=32``.
-        command: ``train``, ``eval``, ``sample``, ``translate``, ``play``, ``features``, ``prepare``, ``augment``, ``report``,
-            ``export`` or ``verify``.
+        command: ``train``, ``eval``, ``sample``, ``latents``, ``translate``, ``play``, ``features``, ``prepare``,
+            ``augment``, ``report``, ``export`` or ``verify``.
 
     Returns:
         The resolved config, read-only; ``raw`` holds it with its interpolations.

@@ -19,6 +19,7 @@ from genimg.errors import ConfigError
 from genimg.inference.sample_request import SampleRequest, plan
 from genimg.methods.capabilities import Generates, HasLatentSpace, Reconstructs, Translates
 from genimg.training.device import choose_device
+from genimg.utils.files import sha256_of
 from genimg.utils.mappings import flatten
 from genimg.utils.outputs import record_of
 from genimg.utils.paths import run_directory_of
@@ -45,6 +46,7 @@ def sample(composed: DictConfig) -> None:
         request, method, device=device, facts=checkpoint.facts, data=checkpoint.config["data"],
         class_names=checkpoint.class_names, lookup=lookup_for(checkpoint, method, device, options.allow),
         run_dir=run_directory_of(checkpoint.path.parent),
+        model="" if request.latents is None else sha256_of(checkpoint.path),
         other_options=[option.name for option in options_of(Sample)],
     )  # fmt: skip
     log.info("from %s, trained on %d images", checkpoint.path, checkpoint.images)

@@ -16,11 +16,15 @@ from genimg.errors import ConfigError
 from genimg.inference.between import Between, require_latents
 from genimg.inference.conditions import Condition, find_conditions, name_of_label, require_other_conditions
 from genimg.inference.interpolation import Loop, write_loops
+from genimg.inference.latent_files import folder_of, load_codes
+from genimg.inference.project_files import write_images_of
 from genimg.inference.reconstruct import pixel_format, read_near, reconstruct
 from genimg.inference.sample import Sampler
 from genimg.inference.sample_files import Archive, PngFolder
 from genimg.inference.sample_grid import write_samples
 from genimg.methods.capabilities import Generates, Reconstructs, TakesConditions
+from genimg.methods.gan import GAN
+from genimg.methods.generator_latents import GeneratorLatents
 from genimg.methods.options import SamplingOptions
 from genimg.methods.sampling_options import Lookup, chosen_options, has_steps
 from genimg.utils.numbers import require_least
@@ -29,7 +33,10 @@ from genimg.utils.paths import expanded
 from genimg.utils.regular_files import refuse_links
 from genimg.utils.type_hints import as_written
 
-_EXCLUDE = {"reconstruct": ("near", "interpolate"), "near": ("interpolate",)}
+_EXCLUDE = {
+    "reconstruct": ("near", "latents", "interpolate"), "near": ("latents", "interpolate"),
+    "latents": ("interpolate", "label", "text"),
+}  # fmt: skip
 _USUAL_SPREAD = 0.5  # around an image, in standard deviations of the prior
 _MIDDLE = 0.5  # between two seeds
 _USUAL_FRAMES, _USUAL_SPEED = 8, 12
@@ -49,6 +56,7 @@ class SampleRequest:
         near: Path of the image around which to sample; None to sample the prior.
         spread: Spread around ``near``, in standard deviations of the prior; None for the default.
         reconstruct: Path of the image or directory to reconstruct; None to sample.
+        latents: Path of a file of latents whose images are generated; None to draw latents.
         interpolate: ``linear`` or ``spherical`` for a loop through latents, or for the path to ``seed_to``; None for separate
             images.
         seed_to: Seed of other images; the images then lie between those of both seeds. None for one seed.
@@ -71,6 +79,7 @@ class SampleRequest:
     near: str | None
     spread: float | None
     reconstruct: str | None
+    latents: str | None
     interpolate: str | None
     seed_to: int | None
     position: float | None
@@ -122,6 +131,7 @@ class SampleRequest:
         return {
             "num_images": self.num_images, "seed": self.seed, "label": self.label, "text": self.text,
             "sampling": self.sampling, "near": self.near, "spread": self.spread_or_default, "reconstruct": self.reconstruct,
+            "latents": self.latents,
             **({} if self.between is None else vars(self.between)),
         }  # fmt: skip
 
@@ -141,6 +151,8 @@ class SampleRequest:
         """Return the default directory name, with every option that changes the images."""
         if self.reconstruct is not None:
             return "-".join(part for part in ("reconstructions", Path(self.reconstruct).stem, conditions[0].name) if part)
+        if self.latents is not None:
+            return f"samples-latents-{folder_of('latents', self.latents)}"
         several = "-".join(condition.name for condition in conditions)[:80] if self.label is not None else "texts"
         parts = [f"samples-seed{self.seed}", conditions[0].name if len(conditions) == 1 else several]
         parts += [f"{key}{value:g}" if type(value) in (int, float) else f"{key}-{_as_name(as_written(value))}"
@@ -180,8 +192,9 @@ class SampleRequest:
             useless = next((other for other in others if getattr(self, other) is not None), None)
             if getattr(self, one) is not None and useless is not None:
                 raise ConfigError(f"{useless}={getattr(self, useless)} has no effect with {one}=: remove one of them")
-        if self.reconstruct is not None:
-            self.refuse_sampling("reconstruct")
+        for one in ("reconstruct", "latents"):
+            if getattr(self, one) is not None:
+                self.refuse_sampling(one)
 
     def refuse_sampling(self, one: str) -> None:
         """Refuse sampling options in combination with another option.
@@ -213,6 +226,7 @@ def plan(
     lookup: Lookup,
     run_dir: Path,
     other_options: Collection[str],
+    model: str,
 ) -> Callable[[Record], None]:
     """Check a request against a model, before any image is made, and return the function that writes the images.
 
@@ -227,6 +241,7 @@ def plan(
         lookup: Functions that find the models and classes to which sampling options refer.
         run_dir: Directory of the run, for the default output.
         other_options: Names of options that are not the model's, to suggest for a misspelt one.
+        model: Digest of the checkpoint, for files of latents; it is not used without them.
 
     Returns:
         A function that takes the metadata to store with the images.
@@ -245,6 +260,8 @@ def plan(
         return lambda record: reconstruct(autoencoder, given, conditions, pixels, output, batch_size=request.batch_size,
                                           device=device, record=record)  # fmt: skip
     assert isinstance(method, Generates)
+    if request.latents is not None:
+        return _of_latents(request, method, request.output_path(conditions, run_dir), class_names, model)
     sampler = sampler_for(request, method, chosen, conditions, pixels, device)
     output, loop = request.output_path(conditions, run_dir), request.loop
     if loop is not None:
@@ -297,6 +314,24 @@ def sampler_for(
         require_latents(method, between.interpolate)
     spread = request.spread_or_default or 0.0
     return Sampler(method, device, request.seed, request.batch_size, chosen, near, spread, between)
+
+
+def _of_latents(
+    request: SampleRequest, method: Generates, output: Path, class_names: Sequence[str], model: str
+) -> Callable[[Record], None]:
+    """Return the function that writes the images of a file of latents."""
+    if not isinstance(method, GAN):
+        name = type(method).__name__
+        raise ConfigError(f"latents={request.latents} needs a GAN, not a {name}: remove it")
+    latents = GeneratorLatents(method)
+    codes = load_codes("latents", request.latents, latents, model)
+    class_name = _class_name(method, class_names) if request.class_folders else None
+
+    def write(record: Record) -> None:
+        sink = Archive(output, record) if output.suffix == ".npz" else PngFolder(output, class_name, record)
+        write_images_of(latents, codes, sink, request.batch_size, record["made_by"])
+
+    return write
 
 
 def _as_name(value: str) -> str:

@@ -51,13 +51,17 @@ class PerceptualLoss(nn.Module, ABC):
             raise ConfigError(
                 f"a perceptual loss compares grey or RGB images, not images of {output.shape[1]} channels", "set it to null"
             )
+        return self.weight * self.distances(output, target).mean()
+
+    def distances(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the distance of each image, float32 [N], without the weight; see ``forward``."""
         self.to(output.device)
         with torch.autocast(output.device.type, enabled=False):  # bfloat16 is too coarse for small differences
-            return self.weight * self._distance(output.float(), target.float().detach())
+            return self._distances(output.float(), target.float().detach())
 
     @abstractmethod
-    def _distance(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the mean distance of the images, a float32 scalar."""
+    def _distances(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the distance of each image, float32 [N]."""
 
 
 class LPIPSLoss(PerceptualLoss):
@@ -78,8 +82,9 @@ class LPIPSLoss(PerceptualLoss):
         super().__init__(weight)
         self.network = LPIPSNetwork(backbone=backbone, backbone_weights=backbone_weights, linear_weights=linear_weights)
 
-    def _distance(self, output: Tensor, target: Tensor) -> Tensor:
-        return self.network(output, target).mean()
+    def _distances(self, output: Tensor, target: Tensor) -> Tensor:
+        distances: Tensor = self.network(output, target)
+        return distances
 
 
 class Perceptual(PerceptualLoss):
@@ -118,12 +123,12 @@ class Perceptual(PerceptualLoss):
                 layer.inplace = False  # the next layer must not change the features that are compared
         self.eval().requires_grad_(False)
 
-    def _distance(self, output: Tensor, target: Tensor) -> Tensor:
+    def _distances(self, output: Tensor, target: Tensor) -> Tensor:
         x, y = self._scaled(output), self._scaled(target)
-        total = output.new_zeros(())
+        total = output.new_zeros(len(output))
         for stage in self.stages:
             x, y = stage(x), stage(y)
-            total = total + (x - y).abs().mean()
+            total = total + (x - y).abs().flatten(1).mean(dim=1)
         return total
 
     def _scaled(self, images: Tensor) -> Tensor:
@@ -157,13 +162,13 @@ class EfficientNetLiteLoss(PerceptualLoss):
         self.compared = tuple(stages)
         self.network = packaged_efficientnet_lite0()
 
-    def _distance(self, output: Tensor, target: Tensor) -> Tensor:
+    def _distances(self, output: Tensor, target: Tensor) -> Tensor:
         x, y = (self.network.stage_outputs(_rgb_pixels(side), self.compared[-1]) for side in (output, target))
-        total = output.new_zeros(())
+        total = output.new_zeros(len(output))
         for stage, pair in enumerate(zip(x, y, strict=True), start=1):
             if stage in self.compared:
                 first, second = map(unit, pair)
-                total = total + (first - second).square().sum(dim=1).mean()
+                total = total + (first - second).square().sum(dim=1).mean(dim=(1, 2))
         return total
 
 

