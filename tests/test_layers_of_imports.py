@@ -97,12 +97,12 @@ def calls(tree, attribute):
     ]
 
 
-def test_only_the_updater_calls_backward_or_an_optimizers_step():
+def test_only_the_updater_and_the_projector_call_backward_or_an_optimizers_step():
     for module in TREES:
         backward = calls(TREES[module], "backward")
         # Method.step takes its batch; an optimizer's step takes nothing, or a closure.
         steps = [node for node in calls(TREES[module], "step") if len(node.args) + len(node.keywords) < 2]
-        if module == "genimg.training.update":
+        if module in ("genimg.training.update", "genimg.inference.projection"):  # of weights, and of latents
             assert (len(backward), len(steps)) == (1, 1)
         else:
             assert (backward, steps) == ([], [])

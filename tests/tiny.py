@@ -26,6 +26,7 @@ from genimg.losses.adversarial import AdversarialLoss, cross_entropy_discriminat
 from genimg.methods.base import Method
 from genimg.methods.gan import GAN
 from genimg.methods.latent import Normal
+from genimg.networks import stylegan2
 from genimg.networks.conditioning import OneHot, Unconditional
 from genimg.networks.dcgan import Features, Generator
 from genimg.networks.discriminator import Discriminator
@@ -88,6 +89,21 @@ def conditional_gan(head: str, num_classes: int = 3, **changes: Any) -> GAN:
         "discriminator": discriminator(head=head, num_classes=num_classes),
     }
     return gan(**(networks | changes))
+
+
+def style_gan(num_classes: int = 0) -> GAN:
+    """A GAN with StyleGAN2's generator for grey images of 16 px, whose layers add noise."""
+    torch.manual_seed(0)
+    condition = OneHot(num_classes=num_classes) if num_classes else Unconditional()
+    styles = stylegan2.Generator(
+        latent_dim=6, condition=condition, normalisation="modulation", image_size=16, channels=1, style_dim=5,
+        num_mapping_layers=2, channel_base=64, channel_max=8, style_mixing=0.0, style_average_decay=0.9, conv_clamp=256.0,
+    )  # fmt: skip
+    for name, parameter in styles.named_parameters():
+        if name.endswith("noise_strength"):
+            nn.init.constant_(parameter, 0.3)
+    head = "projection" if num_classes else "none"
+    return gan(generator=styles, discriminator=discriminator(head=head, num_classes=num_classes), latent=Normal(dim=6)).eval()
 
 
 def nearby(method: Any, image: torch.Tensor, drawn: Batch, spread: float) -> Batch:

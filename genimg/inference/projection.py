@@ -83,9 +83,7 @@ class Projector:
             advance: Function that is called after each step.
         """
         repeated = targets.repeat_interleave(self.restarts, dim=0)
-        keys = torch.cat([mixed_keys(keys.clone(), number) for number in range(self.restarts)]) if self.restarts > 1 else keys
-        if self.restarts > 1:
-            keys = keys.view(self.restarts, -1).t().flatten()  # grouped by image
+        keys = torch.stack([mixed_keys(keys, number) for number in range(self.restarts)], dim=1).flatten()  # grouped by image
         own = [each for each in self.latents.generator.parameters() if each.requires_grad]
         for parameter in own:
             parameter.requires_grad_(False)
@@ -104,15 +102,14 @@ class Projector:
         shape = self.latents.shape(self.space)
         scale = 0.0
         if self.space == Z:
-            variable = normal_numbers(mixed_keys(keys.clone(), _START), shape)
+            variable = normal_numbers(mixed_keys(keys, _START), shape)
         else:
             mean, deviation = self._mean_style
             variable, scale = mean.expand(count, *shape).clone(), _DEVIATION * deviation
         variable.requires_grad_()
         sizes = self.latents.noise_sizes if self.optimises_noise else []
         maps = [
-            normal_numbers(mixed_keys(keys.clone(), _NOISE, layer), (1, *size)).requires_grad_()
-            for layer, size in enumerate(sizes)
+            normal_numbers(mixed_keys(keys, _NOISE, layer), (1, *size)).requires_grad_() for layer, size in enumerate(sizes)
         ]
         optimizer = torch.optim.Adam([variable, *maps], lr=_RATE, betas=(0.9, 0.999))
 
@@ -126,7 +123,7 @@ class Projector:
             values = variable
             if scale and t < _PERTURBED:
                 width = scale * (1.0 - t / _PERTURBED) ** 2
-                values = variable + width * normal_numbers(mixed_keys(keys.clone(), _STEP, step), shape)
+                values = variable + width * normal_numbers(mixed_keys(keys, _STEP, step), shape)
             loss = self.distance(self.latents.images(codes(values)).float(), targets)
             if self.space == Z:
                 loss = loss + _PRIOR_WEIGHT * variable.square().mean(dim=1)

@@ -186,12 +186,16 @@ def test_errors_of_composing(key: str, arguments: list[str], command: str) -> No
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "eval", "sample", "translate", "play", "features", "prepare", "augment", "report", "export", "verify"]
+    "command",
+    [
+        "train", "eval", "sample", "latents", "translate", "play", "features", "prepare", "augment", "report", "export", "verify",
+    ],  # fmt: skip
 )
 def test_every_command_composes(command: str) -> None:
     given = {
         "sample": ["ckpt=a"],
         "play": ["ckpt=a"],
+        "latents": ["ckpt=a"],
         "export": ["ckpt=a"],
         "verify": ["run=a"],
         "features": ["data=shapes", "name=a"],
