@@ -51,6 +51,8 @@ REPLACED = [  # parts of arguments, and what stands for them here
 ]
 RUNS_FOR = [  # of words that a command holds, the run that RUN is; the first that fits
     (r"^genimg-verify", "kept"),
+    (r"^genimg-latents .*(mix=|space=w)", "styles"),
+    (r"^genimg-latents|latents=found", "kept"),
     (r"label_to=", "flow"),
     (r"text=.*negative=", "captions"),
     (r"^genimg-translate .*(num_samples|steps)=", "palette"),
@@ -85,6 +87,7 @@ SMALLER = {  # where a command holds such words, what makes it small
     r"^genimg-eval .*=likelihood": ["num_samples=2"],
     r"^genimg-sample (?!.*(near|reconstruct|interpolate)=)": ["num_images=4"],
     r"^genimg-translate .*label_to=": ["steps=2"],
+    r"^genimg-latents .*project=": ["steps=2"],
     r"^genimg-prepare .*autoencoder=": ["data.image_size=16", "data.num_images=64"],
     r"^genimg-prepare .*pairs=": ["num_images=16"],
     r"^genimg-features ": ["epochs=1", "batch_size=8"],
@@ -111,6 +114,7 @@ MODELS |= tiny.RANDOM_TRANSLATORS | tiny.REFLOW | dict.fromkeys(tiny.LATENT_DENO
 RUNS = {
     "kept": ["model=dcgan_small", "data=mnist", "evaluation=none", "trainer.checkpoint_interval=1 steps"],
     "digits": ["model=dcgan_small", "data=mnist", "conditioning=projection", "evaluation=mnist"],
+    "styles": ["model=stylegan2_small", "data.num_images=64", "conditioning=projection", "evaluation=none"],
     "texts": ["conditioning=text", "data.num_images=64", "evaluation=none"],
     "autoencoder": ["model=vae_small", "data=mnist", "evaluation=none"],
     "denoiser": ["model=restoration", "task=denoise", "data.num_images=64", "evaluation=translation"],
