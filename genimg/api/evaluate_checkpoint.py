@@ -14,6 +14,7 @@ from genimg.api.copies import named_held_out, own_held_out, show_neighbors
 from genimg.api.data import GIVEN, build_dataset, build_loader, other_split, root_key
 from genimg.api.evaluate_features import compare, evaluation_of, evaluator_for, uses_inception, with_inception_weights
 from genimg.api.evaluate_held_out import evaluate_held_out
+from genimg.api.evaluate_path_length import evaluate_path_length
 from genimg.api.evaluate_request import Request, check_picture
 from genimg.api.evaluate_translation import evaluate_translator
 from genimg.api.inputs import Side, title
@@ -28,6 +29,7 @@ from genimg.errors import ConfigError, UserError
 from genimg.evaluation.autoencoder import AutoencoderEvaluator
 from genimg.evaluation.image_sets import DatasetImages
 from genimg.evaluation.likelihood import LikelihoodEvaluator
+from genimg.evaluation.path_length import PathLengthEvaluator
 from genimg.evaluation.result import Evaluation
 from genimg.methods.base import Method
 from genimg.methods.capabilities import Generates, Reconstructs, Translates, offers
@@ -109,6 +111,8 @@ def evaluate_checkpoint(request: Request, device: torch.device, loaded: LoadedCh
     if options.surface and (translates or is_held_out):
         raise ConfigError(f"{request.typed['surface']} needs generated images, but this evaluation has none: remove it",
                           key="surface")  # fmt: skip
+    if issubclass(kind, PathLengthEvaluator):
+        return evaluate_path_length(request, checkpoint, device)
     if translates:
         return evaluate_translator(request, checkpoint, device)
     if is_held_out:

@@ -40,6 +40,12 @@ def sentence(provenance: Mapping[str, Any]) -> str:
         made = provenance["translation"]
         which = "held-out" if made["held_out"] else "training"
         return f"{made['num_images']} {which} images of {made['source']}, translated in {made['mode']} mode"
+    if "path_length" in provenance:
+        made = provenance["path_length"]
+        return (
+            f"{made['distance']}, {made['num_paths']} paths in {made['space']} ({made['way']}, steps of {made['epsilon']:g} of "
+            f"the path), {provenance['weights']} weights, seed {made['seed']}"
+        )
     if "likelihood" in provenance:
         made = provenance["likelihood"]
         which = {True: "held-out ", False: "training ", None: ""}[made["held_out"]]

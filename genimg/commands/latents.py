@@ -6,14 +6,16 @@ import dataclasses
 import logging
 from functools import partial
 
+import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from genimg.api.checkpoints import TrainedCheckpoint
 from genimg.config import untrusted
 from genimg.config.options import read_options
 from genimg.config.schema.commands import Latents
 from genimg.errors import ConfigError
-from genimg.evaluation.image_metrics import LPIPS, psnr, ssim
+from genimg.evaluation.image_metrics import psnr, ssim
 from genimg.inference.latents_request import LatentsRequest, plan
 from genimg.inference.reconstruct import pixel_format
 from genimg.losses.efficientnet_lite import packaged_weights
@@ -23,6 +25,7 @@ from genimg.methods.capabilities import Generates, Reconstructs, SamplesNearby
 from genimg.methods.gan import GAN
 from genimg.training.device import choose_device
 from genimg.utils.files import sha256_of
+from genimg.utils.images import to_float
 from genimg.utils.mappings import flatten
 from genimg.utils.outputs import record_of
 from genimg.utils.paths import relative, run_directory_of
@@ -47,8 +50,8 @@ def latents(composed: DictConfig) -> None:
     pixels = pixel_format(checkpoint.facts, checkpoint.config["data"])
     shape = (pixels.channels, pixels.height, pixels.width)
     if lpips is not None:
-        lpips.check(shape)
-    measures = {"ssim": ssim, "psnr": psnr} | ({} if lpips is None else {f"lpips_{options.lpips_backbone}": lpips.cpu()})
+        lpips.network.check(shape)
+    measures = {"ssim": ssim, "psnr": psnr} | ({} if lpips is None else {lpips.name: partial(_of_levels, lpips, device)})
     write = plan(
         request, method, distance=partial(_distance, options, shape, lpips), measures=measures, pixels=pixels,
         class_names=checkpoint.class_names, run_dir=run_directory_of(checkpoint.path.parent),
@@ -72,7 +75,7 @@ def _instead(method: Method) -> str:
     return f"a {name} {does}: give a GAN, such as one trained with model=stylegan2 or model=dcgan"
 
 
-def _lpips(options: Latents) -> LPIPS | None:
+def _lpips(options: Latents) -> LPIPSDistance | None:
     """Return LPIPS with the given weights, or None if there are none.
 
     Raises:
@@ -90,10 +93,10 @@ def _lpips(options: Latents) -> LPIPS | None:
         return None
     if options.project is None:
         raise ConfigError(f"backbone_weights={options.backbone_weights} has no effect without project=: remove it")
-    return LPIPS(backbone=options.lpips_backbone, **given)
+    return LPIPSDistance(backbone=options.lpips_backbone, **given)
 
 
-def _distance(options: Latents, shape: tuple[int, int, int], lpips: LPIPS | None) -> ImageDistance:
+def _distance(options: Latents, shape: tuple[int, int, int], lpips: LPIPSDistance | None) -> ImageDistance:
     """Return the requested distance; by default, that of the best available features for images of this shape.
 
     Raises:
@@ -110,6 +113,13 @@ def _distance(options: Latents, shape: tuple[int, int, int], lpips: LPIPS | None
     if shape[0] not in (1, 3):
         raise ConfigError(f"distance={name} compares grey or RGB images, not images of {shape[0]} channels: use pixels")
     if name == "efficientnet_lite":
-        return EfficientNetLiteDistance()
+        return EfficientNetLiteDistance(pixel_weight=1.0)
     assert lpips is not None
-    return LPIPSDistance(lpips.network, lpips.describe())
+    return lpips
+
+
+@torch.no_grad()
+def _of_levels(distance: ImageDistance, device: torch.device, targets: Tensor, made: Tensor) -> Tensor:
+    """Return the distance [N] of uint8 images [N, C, H, W], on the CPU."""
+    found: Tensor = distance.to(device)(*(to_float(levels).to(device) for levels in (made, targets)))
+    return found.cpu()

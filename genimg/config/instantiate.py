@@ -63,6 +63,7 @@ ALLOWED = (
     "genimg.evaluation.metrics",
     "genimg.evaluation.image_metrics",
     "genimg.evaluation.translation",
+    "genimg.evaluation.path_length",
     "genimg.losses",
     "genimg.methods",
     "genimg.networks",

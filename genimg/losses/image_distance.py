@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from genimg.losses.efficientnet_lite import SHA256
 from genimg.losses.lpips import LPIPSNetwork
 from genimg.losses.perceptual import EfficientNetLiteLoss
+from genimg.utils.files import sha256_of
+from genimg.utils.machine_local import LocalPath
 
 _LEAST_SIDE = 8  # pixels of the coarsest scale
 _STAGES = (1, 2, 3, 5)  # sides of 1/2, 1/4, 1/8 and 1/16 of the images'
@@ -49,6 +52,9 @@ class PixelDistance(ImageDistance):
 
     name = "pixels"
 
+    def __init__(self) -> None:  # without it, the parameters in a config could not be checked
+        super().__init__()
+
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         scales = []
         difference = images - targets
@@ -64,40 +70,54 @@ class PixelDistance(ImageDistance):
 
 
 class EfficientNetLiteDistance(ImageDistance):
-    """``EfficientNetLiteLoss`` of stages 1, 2, 3 and 5, plus ``PixelDistance``, because features say little about brightness.
+    """``EfficientNetLiteLoss`` of stages 1, 2, 3 and 5, plus a multiple of ``PixelDistance``.
+
+    Args:
+        pixel_weight: Weight of ``PixelDistance``, 0 or more. Features say little about brightness, so an optimisation needs it.
 
     Raises:
+        ValueError: If the weight is out of range.
         DataError: If the package with the weights is not installed, or its file is damaged.
     """
 
-    name = "efficientnet_lite0"
-
-    def __init__(self) -> None:
+    def __init__(self, *, pixel_weight: float = 0.0) -> None:
         super().__init__()
+        if not pixel_weight >= 0:
+            raise ValueError(f"pixel_weight={pixel_weight} must be 0 or more")
+        self.name = "efficientnet_lite0_pixels" if pixel_weight else "efficientnet_lite0"
+        self.pixel_weight = pixel_weight
         self.features = EfficientNetLiteLoss(stages=_STAGES, weight=1.0)
         self.pixels = PixelDistance()
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
-        distances: Tensor = self.features.distances(images, targets) + self.pixels(images, targets)
+        distances = self.features.distances(images, targets)
+        if self.pixel_weight:
+            distances = distances + self.pixel_weight * self.pixels(images, targets)
         return distances
 
     def describe(self) -> dict[str, Any]:
-        return {"distance": self.name, "stages": list(_STAGES), "weights_sha256": SHA256}
+        return {
+            "distance": self.name, "stages": list(_STAGES), "pixel_weight": self.pixel_weight, "weights_sha256": SHA256
+        }  # fmt: skip
 
 
 class LPIPSDistance(ImageDistance):
     """LPIPS; images with a side above 256 pixels are averaged down first, as in StyleGAN2's projection.
 
     Args:
-        network: LPIPS with its weights.
-        digests: Digests of the weights, for records.
+        backbone, backbone_weights, linear_weights: See ``LPIPSNetwork``.
+
+    Raises:
+        ValueError: If the backbone is unknown.
+        DataError: If a file does not exist or holds other weights.
     """
 
-    def __init__(self, network: LPIPSNetwork, digests: dict[str, str]) -> None:
+    def __init__(self, *, backbone: str, backbone_weights: LocalPath, linear_weights: LocalPath) -> None:
         super().__init__()
-        self.name = f"lpips_{network.backbone}"
-        self.network = network
-        self._digests = digests
+        self.network = LPIPSNetwork(backbone=backbone, backbone_weights=backbone_weights, linear_weights=linear_weights)
+        self.name = f"lpips_{backbone}"
+        paths = {"backbone_weights": backbone_weights, "linear_weights": linear_weights}
+        self._digests = {f"{key}_sha256": sha256_of(Path(path).expanduser()) for key, path in paths.items()}
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         distances: Tensor = self.network(*(shrunk(each.float()) for each in (images, targets)))

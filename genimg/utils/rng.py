@@ -48,6 +48,7 @@ class Stream(IntEnum):
     DENOISING_ERROR = 24  # noise in the evaluation of a diffusion model's loss: image, level
     TRANSLATION_NOISE = 31  # noise of a random translation: image, which translation of it
     PROJECTION = 32  # starts and perturbations of a projection into a generator's latents: digest of the image
+    PATH_POSITION = 33  # positions on ways through a generator's latents, whose lengths are measured: way
 
     SAMPLE_AUGMENT = 102  # random augmentation of training images (``augment``): operation, sample
     DEGRADATION = 106  # noise and blur that tasks add to images: which number, sample

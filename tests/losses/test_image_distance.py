@@ -41,15 +41,18 @@ def test_large_images_are_averaged_by_a_whole_factor():
 @pytest.mark.skipif(not is_installed(), reason="needs the package with the weights")
 def test_features_are_compared_for_each_image_and_pixels_are_added():
     x, y = torch.rand(2, 2, 3, 64, 64).mul(2).sub(1)
-    distance = EfficientNetLiteDistance()
+    distance = EfficientNetLiteDistance(pixel_weight=1.0)
     found = distance(x, y)
     loss = EfficientNetLiteLoss(stages=[1, 2, 3, 5], weight=1.0)
     expected = torch.stack([loss(x[i : i + 1], y[i : i + 1]) for i in range(2)]) + PixelDistance()(x, y)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    alone = EfficientNetLiteDistance(pixel_weight=0.0)
+    torch.testing.assert_close(alone(x, y), found - PixelDistance()(x, y), rtol=1e-4, atol=1e-5)
+    assert (distance.name, alone.name) == ("efficientnet_lite0_pixels", "efficientnet_lite0")
     assert distance.describe()["weights_sha256"] == efficientnet_lite.SHA256
 
 
 def test_weights_that_are_not_installed_are_a_users_error(monkeypatch):
     monkeypatch.setattr(efficientnet_lite, "packaged_weights", lambda: None)
     with raises(DataError, word="genimg[photos]"):
-        EfficientNetLiteDistance()
+        EfficientNetLiteDistance(pixel_weight=1.0)

@@ -170,6 +170,24 @@ class Reconstruction(Evaluation):
 
 
 @dataclass
+class PathLength(Evaluation):
+    """Evaluation of the lengths of paths through a GAN's latents."""
+
+    num_images: int = option("Number of paths, part of the metric's name; 50000 in the papers", 1000)
+    batch_size: int = option("Number of paths per batch; does not influence the values", 50)
+    seed: int = seed_option("Seed of the latents")
+    distance: Any = option("Distance between images", type="mapping")
+    space: str | None = option("Space of the paths: w or z; null: w for StyleGAN2, z for other GANs", None, one_of=("w", "z"))
+    sampling: str = option(
+        "Positions on the paths: end (at the start, as published for StyleGAN2) or full (at random, as for StyleGAN)",
+        "end",
+        one_of=("end", "full"),
+    )
+    epsilon: float = option("Length of a step, as a share of the path; 1e-4 in the papers", 1e-4)
+    crop: bool = option("Compare only the middle of the image, where aligned portraits have the face", False)
+
+
+@dataclass
 class _Translation(Evaluation):
     """Evaluation of translations of held-out images."""
 
@@ -430,7 +448,7 @@ GROUPS: dict[str, dict[str, type]] = {
     "trainer": {"trainer": Trainer},
     "performance": {"performance": Performance},
     "evaluation": {
-        "distances": Distances, "likelihood": Likelihood, "reconstruction": Reconstruction,
+        "distances": Distances, "likelihood": Likelihood, "reconstruction": Reconstruction, "path_length": PathLength,
         "paired_translation": PairedTranslation, "unpaired_translation": UnpairedTranslation,
     },
     "data": {
