@@ -18,6 +18,7 @@ from genimg.api.evaluate_checkpoint import LoadedCheckpoint, evaluate_checkpoint
 from genimg.api.evaluate_features import compare, evaluation_of, evaluator_for
 from genimg.api.evaluate_request import Request
 from genimg.api.inputs import Side, compose_evaluation, title
+from genimg.api.per_class import check_per_class, log_classes, with_classes
 from genimg.api.results import report, with_intervals
 from genimg.config.compose import Composition, compose
 from genimg.config.instantiate import ALLOWED, Builder
@@ -156,10 +157,13 @@ def _of_images(request: Request, builder: Builder, device: torch.device) -> Eval
             "the images are %s pixels and the real ones %s: the extractor resizes both, but they then differ in sharpness",
             "x".join(map(str, fake.source.shape[1:])), "x".join(map(str, real.source.shape[1:])),
         )  # fmt: skip
+    check_per_class(options, real, made)
     result = compare(options, evaluator, real, made, device, held_out)
+    result = with_classes(options, result, evaluator, real, made, device)
     assert request.real is not None
     what = f"{name} against {title(request.real)}"
     report(what, with_intervals(result), result, options, device, {"images_from": name})
+    log_classes(options, result)
     show_neighbors(options, evaluator, real, made, result, held_out)
     return result
 

@@ -19,6 +19,7 @@ from genimg.api.evaluate_request import Request, check_picture
 from genimg.api.evaluate_translation import evaluate_translator
 from genimg.api.inputs import Side, title
 from genimg.api.lookup import lookup_for
+from genimg.api.per_class import check_per_class, log_classes, with_classes
 from genimg.api.results import report, with_intervals
 from genimg.api.surface import measure_surface
 from genimg.config import untrusted
@@ -113,6 +114,8 @@ def evaluate_checkpoint(request: Request, device: torch.device, loaded: LoadedCh
                           key="surface")  # fmt: skip
     if issubclass(kind, PathLengthEvaluator):
         return evaluate_path_length(request, checkpoint, device)
+    if options.per_class and translates:
+        raise ConfigError("per_class=true needs generated images, but this model translates: remove it", key="per_class")
     if translates:
         return evaluate_translator(request, checkpoint, device)
     if is_held_out:
@@ -222,7 +225,9 @@ def _evaluate_samples(request: Request, checkpoint: TrainedCheckpoint, device: t
         measure_surface(request, checkpoint, method, evaluator, real, held_out, device)
         return None
     made = evaluator.generated(method, device, checkpoint.class_names, weights=checkpoint.weights_label)
+    check_per_class(options, real, made)
     result = compare(options, evaluator, real, made, device, held_out)
+    result = with_classes(options, result, evaluator, real, made, device)
     if real.images is not None:
         if options.held_out is not None and isinstance(method, Reconstructs):
             # The images of held_out= are used only for neighbours, so they may have any size.
@@ -232,6 +237,7 @@ def _evaluate_samples(request: Request, checkpoint: TrainedCheckpoint, device: t
     what = f"{checkpoint.path}, trained on {checkpoint.images} images"
     subject = {"checkpoint": str(checkpoint.path), "images": checkpoint.images}
     report(what, with_intervals(result), result, options, device, subject)
+    log_classes(options, result)
     if request.real is None and options.split is None:  # published values compare with the training images
         for point in near(build_expected(checkpoint.config.get("expected"), builder), checkpoint.images):
             log.info("%s", point.judge(checkpoint.images, result.values, result.provenance))

@@ -33,6 +33,7 @@ _OF_CHECKPOINTS = {
 }  # fmt: skip
 _OF_SINGLE_POINTS = {
     "neighbors", "held_out", "picture", "save_statistics", "model_mode", "classical", "table", "num_samples", "provenance",
+    "per_class",
 }  # fmt: skip
 
 

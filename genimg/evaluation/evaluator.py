@@ -117,7 +117,8 @@ class Evaluator(ModelEvaluator):
         if denoised < 0:
             raise ValueError(f"denoised={denoised} must be 0 or more")
         self.denoised = denoised
-        self._real = RealStatistics(num_images=num_real, batch_size=batch_size, cache_dir=paths.cache_dir(cache_dir))
+        self.cache_dir = paths.cache_dir(cache_dir)
+        self._real = RealStatistics(num_images=num_real, batch_size=batch_size, cache_dir=self.cache_dir)
         self._reconstructions = ReconstructionEvaluator(
             self.extractors, num_images=reconstructions, batch_size=batch_size, lpips=lpips
         )

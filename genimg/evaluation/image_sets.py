@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -114,6 +115,7 @@ class Subset(ImageSet):
         self._indices = images.subset(count)
         self.name = images.name
         self.class_names = images.class_names
+        self.labels = None if images.labels is None else images.labels[self._indices]
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -123,6 +125,44 @@ class Subset(ImageSet):
 
     def describe(self) -> dict[str, Any]:
         return self._all.describe() | selection(len(self), len(self._all))
+
+
+class ClassImages(ImageSet):
+    """The images of one class in a set of images.
+
+    Args:
+        images: Set with known labels.
+        label: Label of the class.
+        within: Indices of the images to choose from; None for all.
+    """
+
+    def __init__(self, images: ImageSet, label: int, within: NDArray[np.int64] | None = None) -> None:
+        assert images.labels is not None
+        indices = np.arange(len(images), dtype=np.int64) if within is None else within
+        self._all = images
+        self._indices = indices[images.labels[indices] == label]
+        self.name = f"{images.name}, class {label}"
+        self.class_names = images.class_names
+        self._label = label
+
+    @property
+    def fingerprint(self) -> str | None:  # type: ignore[override]
+        of = self._all.fingerprint
+        if of is None:
+            return None
+        return hashlib.sha256(f"{of} class {self._label} ".encode() + self._indices.tobytes()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def images(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+        return self._all.images(self._indices[indices])
+
+    def describe(self) -> dict[str, Any]:
+        return self._all.describe() | {"label": self._label, "num_images": len(self)}
+
+    def check(self) -> None:
+        self._all.check()
 
 
 class GeneratedImages(ImageSet):
@@ -162,6 +202,7 @@ class GeneratedImages(ImageSet):
         self._weights = weights
         self.options = method.sampling_options if options is None else options
         self._labels = method.random_labels(count, seed) if isinstance(method, TakesConditions) else None
+        self.labels = None if self._labels is None else self._labels.cpu().numpy()
         method.before_sampling()
 
     def __len__(self) -> int:

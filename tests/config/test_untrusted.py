@@ -289,7 +289,7 @@ WORDS = {
     "interpolation", "labels", "meaning", "mode", "model", "name", "negative", "noise", "normalisation", "operations",
     "ordering", "padding", "policy", "pooling", "project",
     "regulariser", "remarks", "run", "prediction", "reduction", "sampler", "schedule", "sigma_data", "spacing", "variance",
-    "weighting", "resampling", "residual", "best_by", "sampled_mode", "shape", "space", "split", "stop_if",
+    "weighting", "resampling", "residual", "best_by", "sampled_mode", "sampling", "shape", "space", "split", "stop_if",
     "tags", "threads",
     "upsampling",
     "experiment", "tracking_uri",  # a logger is taken from the command line alone

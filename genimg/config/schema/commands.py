@@ -131,6 +131,12 @@ class Eval:
     )
     inception_weights: str | None = option("Path of the Inception weights", None, type="path | null")
 
+    per_class: bool = option(
+        "Also measure the Fréchet distance of each class, for models or images with labels: values, a table, and "
+        "per_class.png (with output=FILE.json: FILE_per_class.png)",
+        False,
+    )
+
     surface: dict[str, Any] = option(
         "Lists of values by axis, such as {steps: [5,10], weights: [ema,raw]}: measure every combination; an axis is weights "
         "or a sampling option of the model",
