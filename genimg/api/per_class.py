@@ -53,7 +53,7 @@ def with_classes(
         for each in found
     ]  # fmt: skip
     if rank() == 0:
-        title = f"Fréchet distance by class ({evaluator.extractor.name})"
+        title = f"fd of each class ({evaluator.extractor.name})"  # the font has no accents
         write_class_bars(
             _picture(options), title, [(each.class_name, each.value) for each in found], stamp_of("genimg-eval")
         )  # fmt: skip

@@ -32,7 +32,7 @@ def write_class_bars(path: Path, title: str, values: Sequence[tuple[str, float]]
     largest = max((value for _, value in values), default=0.0)
     for number, (name, value) in enumerate(values, start=1):
         top = _SIDE + number * _ROW
-        shown = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+        shown = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
         draw.text((_SIDE + _NAMES - 8, top + _BAR / 2), shown, fill=_INK, font=font, anchor="rm")
         length = round(_WIDTH * value / largest) if largest > 0 else 0
         if length:
