@@ -187,9 +187,7 @@ def test_errors_of_composing(key: str, arguments: list[str], command: str) -> No
 
 @pytest.mark.parametrize(
     "command",
-    [
-        "train", "eval", "sample", "latents", "translate", "play", "features", "prepare", "augment", "report", "export", "verify",
-    ],  # fmt: skip
+    ["train", "eval", "sample", "latents", "translate", "play", "features", "prepare", "augment", "report", "export", "verify"],
 )
 def test_every_command_composes(command: str) -> None:
     given = {
