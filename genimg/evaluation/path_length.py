@@ -161,7 +161,7 @@ class PathLengthEvaluator(ModelEvaluator):
                     finite.add(made, indices)
                     images.append(face_of(made) if self.crop else made)
                 parts.append(self.distance(*images).cpu() / self.epsilon**2)
-        return all_gather_rows(torch.cat(parts)).double().numpy()
+        return double(all_gather_rows(torch.cat(parts))).numpy()
 
 
 def between(start: Tensor, end: Tensor, share: Tensor, way: str) -> Tensor:

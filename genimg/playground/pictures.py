@@ -47,8 +47,8 @@ def sampled(controls: Sequence[Control], batch_size: int, model: PlayedModel, va
     request = SampleRequest(
         num_images=values["num_images"], seed=values["seed"], batch_size=batch_size, label=label, text=text, sampling=sampling,
         weights=None, near=near, spread=values.get("spread"), reconstruct=None, latents=None,
-        interpolate=of_path["interpolate"], seed_to=of_path["seed_to"], position=of_path["position"], frames=None, frames_per_second=None, output=None,
-        class_folders=False,
+        interpolate=of_path["interpolate"], seed_to=of_path["seed_to"], position=of_path["position"], frames=None,
+        frames_per_second=None, output=None, class_folders=False,
     )  # fmt: skip
     chosen = chosen_options(method, sampling, model.lookup)
     conditions = find_conditions(method, model.class_names, label=label, text=text)
