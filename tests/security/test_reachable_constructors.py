@@ -180,6 +180,7 @@ def test_all_that_opens_files_belongs_to_one_group() -> None:
             "genimg.losses.lpips.LPIPSNetwork",
             "genimg.networks.text.ClipText",
             "genimg.evaluation.image_metrics.LPIPS",
+            "genimg.losses.image_distance.LPIPSDistance",
         }
 
 
