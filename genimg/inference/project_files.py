@@ -174,5 +174,5 @@ def _keys_of_content(images: Tensor, seed: int) -> Tensor:
 
 
 def _shown(row: dict[str, Any], distance: str) -> str:
-    others = (f"{key} {value:.4g}" for key, value in row.items() if key not in ("name", "distance"))
+    others = (f"{key} {value:.4g}" for key, value in row.items() if key not in ("name", "distance", distance))
     return ", ".join((f"{distance} {row['distance']:.4g}", *others))
