@@ -126,11 +126,7 @@ def build_method(
             return shapes_of(partial(build_model, config, replace(facts, num_classes=num_classes), builder, task), builder)
 
         names = dataset.class_names if isinstance(method, TakesConditions) and method.num_classes else ()
-        initialise(
-            method,
-            names,
-            lambda count: shapes_of(partial(build_model, config, replace(facts, num_classes=count), builder, task), builder),
-        )
+        initialise(method, names, shapes)
     if trained:  # last, because the weights above may include other ones of the frozen networks
         method.load_state_dict({**method.state_dict(), **trained})
     if isinstance(method, TakesConditions):

@@ -235,14 +235,19 @@ def prepare(
         if rank() == 0:
             require_readable_records(run_dir)
             recorder.open(run_dir, thaw(config))
-    run_log.begin()
-    if rank() == 0:
-        for folder in (run_dir, run_dir / "samples", run_dir / "averages"):
-            remove_leftovers(folder)
-        with atomically(run_dir / "config.yaml") as temporary:
-            OmegaConf.save(OmegaConf.create(thaw(config)), temporary)
-    if trainer.state.images < trainer.settings.duration:
-        _announce(composition, assembly, parts, trainer, run_dir)
+    try:
+        run_log.begin()
+        if rank() == 0:
+            for folder in (run_dir, run_dir / "samples", run_dir / "averages"):
+                remove_leftovers(folder)
+            with atomically(run_dir / "config.yaml") as temporary:
+                OmegaConf.save(OmegaConf.create(thaw(config)), temporary)
+        if trainer.state.images < trainer.settings.duration:
+            _announce(composition, assembly, parts, trainer, run_dir)
+    except BaseException:
+        if rank() == 0:
+            recorder.close("failed")
+        raise
     return Training(composition, config, trainer, run_dir)
 
 

@@ -165,7 +165,8 @@ class _Verifier:
         if earlier is None or any(cause.kind != "unknown" for cause in interval.causes):
             return intervals
         log.info("%s: verifying also the checkpoint that the replay started from", interval.headline())
-        before = self.intervals([earlier, self.kept.paths[interval.first.step]])[0]
+        assert interval.first.path is not None  # the initialisation has no earlier checkpoint
+        before = self.intervals([earlier, interval.first.path])[0]
         if not before.certified:
             text = f"the replay started from step {interval.first.step:,}, which is not certified itself"
             intervals = [replace(interval, causes=(Cause("unknown", text),)), *intervals[1:]]

@@ -71,8 +71,8 @@ def job_name(number: int, overrides: list[str]) -> str:
     """
     params = (HydraConfig.get().sweeper.get("params") if HydraConfig.initialized() else None) or {}
     common = _constants([*shlex.split(os.environ.get(COMMAND_LINE, "")), *(f"{key}={value}" for key, value in params.items())])
-    if "budget" in common:
-        common.add("trainer.duration")
+    if "budget=null" in overrides:  # the launcher has replaced a budget by a duration
+        common |= {"budget", "trainer.duration"}
     swept = [override for override in overrides if override.partition("=")[0].lstrip("+~") not in common]
     short = [re.sub(r"-?\d+\.\d{5,}(e-?\d+)?", lambda number: f"{float(number[0]):.4g}", override) for override in swept]
     words = [re.sub(r"[^A-Za-z0-9.+-]+", "-", override).strip("-+") for override in short]

@@ -26,7 +26,7 @@ from genimg.errors import CheckpointError, ConfigError
 from genimg.training import checkpoint
 from genimg.training.decisions import Decisions
 from genimg.training.state import TrainingState
-from genimg.utils.durations import to_share
+from genimg.utils.durations import to_seconds, to_share
 from genimg.utils.mappings import flatten
 
 log = logging.getLogger(__name__)
@@ -329,7 +329,8 @@ def differences(old: Node, new: Node) -> dict[str, str]:
 
 def _with_whole_shares(flat: Node) -> Node:
     """Return a flat config in which shares of the training name its duration, because they change with it."""
-    duration = flat.get("trainer.duration")
+    text = flat.get("trainer.duration")
+    duration = f"{seconds} seconds" if (seconds := to_seconds(text)) else str(text).removesuffix("s")
     return {key: value if to_share(value) is None else f"{value} of {duration}" for key, value in flat.items()}
 
 

@@ -16,7 +16,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
 from genimg.errors import ConfigError, UserError, first_line, is_bug
 from genimg.playground.model import MOST_BYTES_OF_UPLOAD
@@ -115,8 +115,11 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/model.json":
             return _as_json(self.server.playground.describe())
         if path == "/progress":
-            pages = parse_qs(query, max_num_fields=2).get("page", [""])
-            return _as_json(self.server.playground.turns.state(pages[0]))
+            try:
+                page = parse_qs(query, max_num_fields=2).get("page", [""])[0]
+            except ValueError as error:
+                raise _RefusedError(HTTPStatus.BAD_REQUEST, "the query must be page=ID") from error
+            return _as_json(self.server.playground.turns.state(page))
         raise _RefusedError(HTTPStatus.NOT_FOUND, "there is nothing at this address")
 
     def _post(self) -> tuple[str, bytes]:
@@ -185,7 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _RefusedError(HTTPStatus.FORBIDDEN, f"open http://{ADDRESS}:{self.server.server_port}")
         if origin is not None and origin != f"http://{hosts[0]}":
             raise _RefusedError(HTTPStatus.FORBIDDEN, "requests of other sites are refused")
-        if self.headers.get("Sec-Fetch-Site") == "cross-site" and urlsplit(self.path).path != "/":
+        if self.headers.get("Sec-Fetch-Site") == "cross-site" and self.path.partition("?")[0] != "/":
             raise _RefusedError(HTTPStatus.FORBIDDEN, "requests of other sites are refused")
 
     def _body(self, kind: str, most: int) -> bytes:

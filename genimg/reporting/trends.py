@@ -16,6 +16,7 @@ from genimg.reporting.text import format_number
 LEVEL = 0.05
 """Relative change per doubling of the training below which a run counts as level."""
 
+_OF_GOOD_RUNS = ("completed", "stopped", "interrupted", "in progress")  # statuses of runs that may be trained longer
 _COPIES = 0.1  # share of memorised images that is worth a warning
 
 
@@ -65,6 +66,8 @@ def trends(ranking: Ranking) -> list[Trend]:
         return []
     found = []
     for each in ranking.standings:
+        if each.run.status not in _OF_GOOD_RUNS:
+            continue
         known = [one for one in each.run.evaluations if ranking.metric in one.values and one.images > 0]
         change = _change(known, ranking.metric) if each.value is not None else None
         if change is not None:
@@ -84,7 +87,7 @@ def advice(ranking: Ranking, found: Sequence[Trend]) -> list[str]:
     sentences = []
     for each in improving:
         is_ahead = best is None or (each.expected > best if ranking.higher_is_better else each.expected < best)
-        if each is improving[0] or is_ahead:
+        if each is improving[0] or (is_ahead and not ranking.warnings):
             sentences.append(
                 f"Train {each.run.label} longer: with each doubling of its training, its {ranking.metric} {verb} by "
                 f"{100 * each.gain:.0f} %. If this continues, it is about {format_number(each.expected, 3)} after twice as "

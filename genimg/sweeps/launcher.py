@@ -7,7 +7,6 @@ resumed like any run. Launching the same sweep again skips complete runs and con
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +17,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from genimg.errors import ConfigError
+from genimg.sweeps.budget import Budget
 from genimg.sweeps.job import Job, compose_job, report_on, table_of, write_table
 from genimg.sweeps.queue import Jobs, SweepError, alone_in_sweep, work_off
-from genimg.utils.durations import to_seconds
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +57,17 @@ class GpuQueueLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         setup_globals()
         configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
-        job_overrides = [with_its_time(self._config, each, len(job_overrides), len(self.slots)) for each in job_overrides]
         is_basic = str(self._config.hydra.sweeper._target_).endswith(".BasicSweeper")
         if is_basic and self._config.hydra.sweeper.max_batch_size is not None:
             raise ConfigError(
                 "hydra.sweeper.max_batch_size has no effect with hydra/launcher=gpu_queue: give hydra.launcher.n_jobs"
             )
+        sweep = Path(str(self._config.hydra.sweep.dir)).resolve()
+        budget = Budget.of_sweep(self._config, len(job_overrides), len(self.slots), sweep)
+        if budget is not None:
+            if not is_basic:  # it may launch jobs several times, and their number is unknown
+                raise ConfigError(f"budget={budget.text} does not work with this sweeper: set trainer.duration")
+            job_overrides = [budget.applied(each) for each in job_overrides]
         jobs = [
             compose_job(self._context, self._config, initial_job_idx + place, overrides)
             for place, overrides in enumerate(job_overrides)
@@ -71,9 +75,10 @@ class GpuQueueLauncher(Launcher):
         for job in jobs:
             job.own = [each for each in job.overrides if not all(each in other.overrides for other in jobs)]
             refuse_what_is_of_one_run(job.result.cfg, job.result.overrides or ())
-        sweep = Path(str(self._config.hydra.sweep.dir)).resolve()
         with alone_in_sweep(sweep):
             _refuse_another_sweep(jobs, sweep)
+            if budget is not None:
+                budget.record(sweep)
             work_off(_listed(jobs, sweep / "sweep.csv", skip=self.skip_finished), self.slots)
             report_on(sweep)
         error = SweepError(jobs, sweep)
@@ -84,30 +89,6 @@ class GpuQueueLauncher(Launcher):
             job.result.status = JobStatus.COMPLETED if is_complete else JobStatus.FAILED
             job.result.return_value = job.value() if is_complete else error
         return [job.result for job in jobs]
-
-
-def with_its_time(config: DictConfig, overrides: Sequence[str], num_jobs: int, num_slots: int) -> list[str]:
-    """Return a job's overrides with its share of the time in ``budget``, if the sweep has one.
-
-    Args:
-        config: Hydra's config of the sweep.
-        overrides: Overrides of the job.
-        num_jobs: Number of jobs of the sweep.
-        num_slots: Number of jobs that run at the same time.
-
-    Raises:
-        ConfigError: If ``budget`` is not a time, or the job already has a duration.
-    """
-    budget = config.get("budget")
-    if budget is None:
-        return list(overrides)
-    seconds = to_seconds(budget)
-    if not seconds:
-        raise ConfigError(f"budget={budget} is not a time: write for example '30 minutes' or '2 hours'")
-    if given := next((each for each in overrides if each.startswith("trainer.duration=")), None):
-        raise ConfigError(f"budget={budget} sets the duration of every run: remove {given}, or set budget=null")
-    each_seconds = seconds // math.ceil(num_jobs / num_slots)
-    return [*(each for each in overrides if not each.startswith("budget=")), f"trainer.duration='{each_seconds} seconds'"]
 
 
 def _refuse_another_sweep(jobs: Sequence[Job], folder: Path) -> None:

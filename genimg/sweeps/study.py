@@ -20,8 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from genimg.errors import ConfigError, first_line
 from genimg.evaluation.directions import declared_direction
+from genimg.sweeps.budget import Budget
 from genimg.sweeps.job import Job, compose_job, report_on
-from genimg.sweeps.launcher import GpuQueueLauncher, refuse_what_is_of_one_run, with_its_time
+from genimg.sweeps.launcher import GpuQueueLauncher, refuse_what_is_of_one_run
 from genimg.sweeps.queue import alone_in_sweep, work_off
 from genimg.sweeps.trials import Trials, distribution, of_jobs
 from genimg.utils.regular_files import open_regular
@@ -110,12 +111,18 @@ class OptunaStudySweeper(Sweeper):
         if not space:
             example = "'optimizer.lr=tag(log,interval(1e-5,1e-2))'"
             raise ConfigError(f"hydra/sweeper=optuna_study has nothing to search: give a key several values, such as {example}")
-        fixed = with_its_time(self._config, fixed, self._n_trials, len(self._slots))
+        folder = Path(str(self._config.hydra.sweep.dir)).resolve()
+        budget = Budget.of_sweep(self._config, self._n_trials, len(self._slots), folder)
+        if budget is not None:
+            if any(key == "trainer.duration" for key in space):
+                raise ConfigError(f"budget={budget.text} sets the duration of every run: do not search trainer.duration")
+            fixed = budget.applied(fixed)
         composed = self._context.config_loader.load_sweep_config(self._config, fixed)
         refuse_what_is_of_one_run(composed, fixed)
         self._check(composed)
-        folder = Path(str(self._config.hydra.sweep.dir)).resolve()
         with alone_in_sweep(folder):
+            if budget is not None:
+                budget.record(folder)
             self._search(space, fixed, folder)
 
     def _search(self, space: dict[str, BaseDistribution], fixed: list[str], folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,6 +43,8 @@ class MlflowRecorder(Tracker):
         self._id = ""
 
     def begin(self, run_dir: Path, config: Mapping[str, Any], known: str | None) -> str:
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a server that is down must not hold up the training
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")  # seconds
         mlflow = importlib.import_module("mlflow")
         self._entities = importlib.import_module("mlflow.entities")
         try:
@@ -58,6 +62,9 @@ class MlflowRecorder(Tracker):
             for start in range(0, len(parameters), _AT_ONCE):
                 self._client.log_batch(self._id, params=parameters[start : start + _AT_ONCE])
         except Exception as error:  # of MLflow, of its database or of the connection
+            if self._id:
+                with contextlib.suppress(Exception):
+                    self._client.set_terminated(self._id, status=_STATUS["failed"])
             raise ConfigError(
                 f"mlflow cannot start a run ({first_line(error)})",
                 "set logger.tracking_uri or MLFLOW_TRACKING_URI to a server that answers, or to a file such as "

@@ -31,5 +31,6 @@ class Recorder(Protocol):
         """Close the record.
 
         Args:
-            outcome: ``completed``; ``stopped``, by a signal or a time limit; or ``failed``, for example because of divergence.
+            outcome: ``completed``, also if the time of ``trainer.duration`` is over; ``stopped`` by a signal; or ``failed``,
+                for example because of divergence.
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from genimg.errors import ConfigError, first_line
 from genimg.training.recorder import Outcome
 from genimg.training.trackers import Tracker, new_identifier
 from genimg.utils.mappings import flatten
+
+_LONGEST = 100  # characters of a directory's name in that of a record
 
 
 class TrackioRecorder(Tracker):
@@ -38,17 +41,15 @@ class TrackioRecorder(Tracker):
 
     def begin(self, run_dir: Path, config: Mapping[str, Any], known: str | None) -> str:
         trackio = self._trackio = importlib.import_module("trackio")
-        identifier = known or new_identifier()
+        # Runs are continued by their name, so it must be unique, and stay the same if the directory is renamed.
+        name = known or f"{re.sub(r'[^A-Za-z0-9_-]+', '-', run_dir.name)[:_LONGEST]}-{new_identifier()}"
         plain = {key: value if isinstance(value, int | float | str) else str(value) for key, value in flatten(config).items()}
         try:
             with _silent():
-                # Runs are continued by their name, so it must be unique.
-                self._run = trackio.init(
-                    **self._settings, name=f"{run_dir.name}-{identifier}", config=plain, resume="allow", embed=False
-                )
+                self._run = trackio.init(**self._settings, name=name, config=plain, resume="allow", embed=False)
         except Exception as error:
             raise ConfigError(f"trackio cannot start a run ({first_line(error)})", "choose another logger") from error
-        return identifier
+        return name
 
     def send_scalars(self, step: int, images: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=images)

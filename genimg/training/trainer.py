@@ -174,8 +174,13 @@ class Trainer:
         if self.state.images < self.settings.duration:
             self.state.final = {}  # left by a shorter run
         with raise_on_any_rank():
-            self.data.load()
             logger = self.make_logger(self.progress.step, self.state.evaluated_at == self.state.images)
+        try:
+            with raise_on_any_rank():
+                self.data.load()
+        except BaseException:
+            logger.close("failed")
+            raise
         bar = ProgressBar(total=self.settings.duration, initial=self.state.images)
         self._last_saved = self.state.images if self.state.images else -1
         self._interval_start = (time.monotonic(), self.state.images)
@@ -209,7 +214,10 @@ class Trainer:
         try:
             yield
             outcome = "completed"
-        except (StopRequestedError, TimeIsOverError, KeyboardInterrupt):
+        except TimeIsOverError:
+            outcome = "completed"
+            raise
+        except (StopRequestedError, KeyboardInterrupt):
             outcome = "stopped"
             raise
         finally:

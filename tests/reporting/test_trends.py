@@ -38,6 +38,11 @@ def test_the_direction_decides_what_is_better(tmp_path: Path, higher: bool) -> N
     assert found["b"].verdict == ("getting worse" if higher else "still improving")
 
 
+def test_a_run_that_has_diverged_is_not_to_be_trained_longer(tmp_path: Path) -> None:
+    runs = [run(tmp_path / "a", values=[50.0, 50.0]), run(tmp_path / "b", values=[90.0, 40.0], status="diverged")]
+    assert [each.run.label for each in trends(rank(runs))] == ["a"]
+
+
 def test_only_the_second_half_counts_and_at_least_two_evaluations(tmp_path: Path) -> None:
     late = run(tmp_path / "late", values=[900.0, 100.0, 100.0, 100.0])
     two = run(tmp_path / "two", values=[100.0, 50.0])

@@ -16,20 +16,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from errors import raises
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
-from omegaconf import OmegaConf
 from sweeping import TINY, launch, start, table, train
 
 from genimg import cli
 from genimg.config import resolvers
-from genimg.errors import ConfigError
 from genimg.sweeps import queue
 from genimg.sweeps.display import row as row_of
 from genimg.sweeps.job import Job
-from genimg.sweeps.launcher import with_its_time
 from genimg.utils.durations import to_seconds
 from genimg.utils.paths import config_dir
 
@@ -212,17 +208,6 @@ def test_each_job_sees_a_gpu_and_a_share_of_the_cores_of_its_own(tmp_path: Path,
 def test_a_job_is_complete_after_its_duration_or_its_time(summary: dict[str, Any], is_complete: bool, tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps(summary | {"overrides": ["seed=0"]}))
     assert Job(0, ["seed=0"], tmp_path).is_complete is is_complete
-
-
-def test_a_budget_is_divided_among_the_runs() -> None:
-    config = OmegaConf.create({"budget": "10 minutes"})
-    assert with_its_time(config, ["seed=0", "budget=10 minutes"], 5, 2) == ["seed=0", "trainer.duration='200 seconds'"]
-    assert with_its_time(OmegaConf.create({"budget": None}), ["seed=0"], 5, 2) == ["seed=0"]
-    with raises(ConfigError, "budget=10 minutes"):
-        with_its_time(config, ["trainer.duration=3 steps"], 5, 2)
-    for wrong in ("10 epochs", "0 seconds", 5):
-        with raises(ConfigError, f"budget={wrong}"):
-            with_its_time(OmegaConf.create({"budget": wrong}), [], 5, 2)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")

@@ -239,7 +239,7 @@ class Data:
     image_size: Any = option("Size in pixels, or [height,width]", type="int | list")
     channels: int = option("1: grey, 3: RGB, 4: RGB with alpha", 3)
     classes: list[Any] | None = option(
-        "Classes to use, as names, numbers or index:N for a position, such as [cat,dog]; the others are left out; null: all",
+        "Classes to use, as names, numbers or index:N for a position, such as [cat,dog]; other classes are omitted; null: all",
         None,
         type="list | null",
     )

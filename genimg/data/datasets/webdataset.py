@@ -145,7 +145,8 @@ def webdataset(
         what = "images" if image is None else f"samples with a file .{image}"
         raise DataError(f"root={root} holds no {what}: expected files such as 000001.jpg in its {len(names)} .tar files")
     require_decoders(samples.names, root)
-    saved = partial(_saved, root, state_of(listings), worth=len(samples.names) >= LEAST_SAVED, refresh=refresh_index)
+    state = digest(state_of(listings), image)  # image decides which samples there are, too
+    saved = partial(_saved, root, state, worth=len(samples.names) >= LEAST_SAVED, refresh=refresh_index)
     files = TarImages(directory, samples, saved)
     of_labels = choose_column("labels", labels, samples, _LABELS, int)
     of_captions = None if captions is None else choose_column("captions", captions, samples, _CAPTIONS, str)
