@@ -6,8 +6,9 @@ import logging
 import os
 import signal
 import sys
+import threading
 import webbrowser
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -26,6 +27,7 @@ from genimg.training.device import choose_device
 from genimg.training.ema import RAW
 from genimg.types import height_width
 from genimg.utils.paths import relative, run_directory_of
+from genimg.utils.terminal import stop_signals
 
 log = logging.getLogger(__name__)
 
@@ -157,17 +159,17 @@ def _has_display() -> bool:
 
 @contextmanager
 def _until_terminated() -> Iterator[None]:
-    """Turn SIGTERM into KeyboardInterrupt, so that temporary files are removed."""
+    """Turn the signals that stop programs into KeyboardInterrupt, so that temporary files are removed."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    try:
-        former: Callable[[int, FrameType | None], Any] | int | None = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not in the main thread
+    if threading.current_thread() is not threading.main_thread():  # others cannot handle signals
         yield
         return
+    former = {number: signal.signal(number, interrupt) for number in stop_signals()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)

@@ -19,11 +19,11 @@ from genimg.utils.paths import expanded, relative
 
 log = logging.getLogger(__name__)
 
-_NOT_CERTIFIED = 1  # exit code
+_NOT_CERTIFIED = 3  # exit code; 1 is a bug, and 2 an error
 
 
 def verify(composed: DictConfig) -> None:
-    """Verify the run that the options name, print the certificate, and exit with 1 if a checkpoint is not certified."""
+    """Verify the run that the options name, print the certificate, and exit with 3 if a checkpoint is not certified."""
     options, groups = read_options(composed, Verify, untrusted.GROUPS)
     output = None if options.output is None else expanded("output", options.output)
     if output is not None:

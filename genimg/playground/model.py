@@ -27,7 +27,7 @@ from genimg.utils.pillow import open_image
 
 MOST_BYTES_OF_UPLOAD = 32 * 2**20
 _MOST_UPLOADS = 8
-_LONGEST_NAME = 100  # characters
+_LONGEST_NAME = 255  # characters, as file systems allow
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,7 @@ class Uploads:
         Raises:
             DataError: If it is not an image, or too large in pixels.
         """
-        own = re.sub(r"[^\w .()+-]", "_", name.replace("\\", "/").rpartition("/")[2])
-        name = own[-_LONGEST_NAME:].lstrip("-. ") or "picture"
+        name = re.sub(r"[\x00-\x1f\x7f]", "_", name.replace("\\", "/").rpartition("/")[2])[-_LONGEST_NAME:] or "picture"
         key = f"picture{next(self._numbers)}"
         path = Path(self._directory.name, key)
         path.write_bytes(content)

@@ -50,8 +50,8 @@ def freeze(method: Method, prefixes: Sequence[str]) -> None:
     for name in frozen:
         parameters[name].requires_grad_(False)
     for module in method.modules():
-        own_parameters = list(module.parameters())
-        if own_parameters and all(id(parameter) in ids for parameter in own_parameters):
+        own_ids = {id(parameter) for parameter in module.parameters()} & trained
+        if own_ids and own_ids <= ids:
             for each in module.modules():
                 keep_in_eval_mode(each)
 
