@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import re
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -284,6 +285,21 @@ def test_every_dataset_builds_and_makes_batches(option, tmp_path, monkeypatch):
     if option == "prepared":
         images = ArrayDataset("two", np.zeros((2, 3, 32, 32), dtype=np.uint8))
         pack(images, tmp_path, shard_size=10_000, num_threads=1, max_corrupt=None, provenance={})
+    if option == "webdataset":
+        with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+            for path in sorted(tmp_path.glob("train/*/0.png")):
+                shard.add(path, f"{path.parent.name}.png")
+    if option == "lmdb":
+        lmdb = pytest.importorskip("lmdb")
+        with lmdb.open(str(tmp_path), map_size=2**20) as database, database.begin(write=True) as transaction:
+            for path in tmp_path.glob("train/*/0.png"):
+                transaction.put(path.parent.name.encode(), path.read_bytes())
+    if option == "huggingface":
+        datasets = pytest.importorskip("datasets")
+        paths = [str(path) for path in tmp_path.glob("train/*/0.png")]
+        saved = datasets.Dataset.from_dict({"image": [{"bytes": Path(path).read_bytes(), "path": None} for path in paths]})
+        saved.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "saved")
+        overrides.append(f"data.root={tmp_path / 'saved'}")
     config = resolve(*overrides, "data.num_workers=0")
     source = build_dataset(config, BUILDER)
     assert isinstance(source, ImageDataset)
