@@ -12,6 +12,9 @@ from genimg.reporting.runs import Measured, Run, Value
 from genimg.reporting.settings import Setting, seed_groups
 from genimg.reporting.text import format_number, format_setting, format_value
 
+# Sections of the provenance on which only metrics with these beginnings of their names depend.
+_OF_OTHER_METRICS = {"reconstructions": "reconstruction", "denoising": "denoising"}
+
 
 @dataclass
 class Standing:
@@ -145,6 +148,12 @@ def _place(entries: list[Standing] | list[SeedGroup], up: bool | None) -> None:
     entries.sort(key=lambda each: (each.place is None, each.place or 0))
 
 
+def _concerns(metric: str, key: str) -> bool:
+    """Return whether a metric depends on an entry of the provenance; models of several families have different entries."""
+    section = key.partition(".")[0]
+    return section not in _OF_OTHER_METRICS or metric.startswith(_OF_OTHER_METRICS[section])
+
+
 def _warnings(metric: str, up: bool | None, standings: Sequence[Standing]) -> list[str]:
     others = {each.run.primary: each.run.label for each in standings if each.run.primary not in (None, metric)}
     found = [f"{label} was measured by {name}, not by {metric}, and is not ranked." for name, label in others.items()]
@@ -152,7 +161,7 @@ def _warnings(metric: str, up: bool | None, standings: Sequence[Standing]) -> li
         found.append(f"Whether higher or lower values of {metric} are better is not recorded; lower ones come first here.")
     records = [each.best.provenance for each in standings if each.best is not None and each.best.provenance]
     for other in records[1:]:
-        if grave := [each for each in differences(records[0], other) if each.matters]:
+        if grave := [each for each in differences(records[0], other) if each.matters and _concerns(metric, each.key)]:
             keys = ", ".join(each.key for each in grave[:3])
             found.append(f"Not all values are comparable: the measurements differ in {keys} ({grave[0].reason}).")
             break

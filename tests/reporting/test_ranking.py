@@ -46,6 +46,15 @@ def test_values_that_were_measured_unlike_do_not_compare_and_that_is_said(tmp_pa
     assert rank([run(tmp_path / "a"), run(tmp_path / "b", provenance=seed)]).warnings == []
 
 
+def test_distances_of_families_with_other_additional_metrics_compare(tmp_path: Path) -> None:
+    other = {**PROVENANCE, "reconstructions": {"source": "shapes", "side": "train", "num_images": 100}}
+    runs = [run(tmp_path / "gan"), run(tmp_path / "vae", provenance=other)]
+    assert rank(runs).warnings == []
+    name = "reconstruction_psnr"
+    runs = [run(tmp_path / f"{i}", name=name, provenance=each) for i, each in enumerate((PROVENANCE, other))]
+    assert "reconstructions" in rank(runs).warnings[0]
+
+
 def test_nothing_measured(tmp_path: Path) -> None:
     found = rank([run(tmp_path / "a", values=[]), run(tmp_path / "b", values=[])])
     assert found.metric is None
