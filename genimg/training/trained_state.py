@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 from genimg.errors import CheckpointError
 from genimg.methods.base import Method
 from genimg.training.ema import WeightAverage
-from genimg.training.logger import MeanMetrics
 from genimg.training.optimizers import plain_state, require_fitting_state, restore_state
 from genimg.training.performance import lay_out_as_parameters
+from genimg.training.progress import MeanMetrics
 
 if TYPE_CHECKING:
     from genimg.training.sharding import Sharding  # imports PyTorch's distributed tensors, which takes long

@@ -27,9 +27,10 @@ from genimg.training.device import Precision
 from genimg.training.ema import PowerFunction, Profile, WeightAverage, chosen_weights, label_of
 from genimg.training.evaluation_schedule import ScheduledEvaluator
 from genimg.training.host_copies import snapshot
-from genimg.training.logger import Logger, MeanMetrics, ProgressBar
+from genimg.training.logger import Logger
 from genimg.training.performance import Performance
 from genimg.training.previews import preview
+from genimg.training.progress import MeanMetrics, ProgressBar
 from genimg.training.recorder import Outcome
 from genimg.training.schedules import OptimizerSchedules
 from genimg.training.state import TrainerSettings, TrainingState

@@ -12,8 +12,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from genimg.training import logger as logging_of_runs
-from genimg.training.logger import Logger, MeanMetrics, ProgressBar, write_hyperparameters
+from genimg.training import progress
+from genimg.training.logger import Logger, write_hyperparameters
+from genimg.training.progress import MeanMetrics, ProgressBar
 
 
 def records(run_dir):
@@ -131,7 +132,7 @@ def test_without_a_terminal_a_training_logs_its_progress_every_ten_seconds(monke
         def monotonic():
             return now
 
-    monkeypatch.setattr(logging_of_runs, "time", Clock)
+    monkeypatch.setattr(progress, "time", Clock)
     caplog.set_level("INFO")
     bar = ProgressBar(total=1000, initial=200)
     bar.show({"loss/a": 0.5})
@@ -143,7 +144,7 @@ def test_without_a_terminal_a_training_logs_its_progress_every_ten_seconds(monke
 
 
 def test_a_finished_run_shows_no_bar(monkeypatch, capsys):
-    monkeypatch.setattr(logging_of_runs, "is_terminal", lambda stream: True)
+    monkeypatch.setattr(progress, "is_terminal", lambda stream: True)
     ProgressBar(total=1000, initial=1000).close()
     assert capsys.readouterr().err == ""
 
@@ -153,7 +154,7 @@ def test_the_numbers_beside_a_bar_are_cut_between_names(monkeypatch, columns):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(logging_of_runs, "columns_of", lambda stream: columns)
+    monkeypatch.setattr(progress, "columns_of", lambda stream: columns)
     bar = ProgressBar(total=1000, initial=0)
     bar.show({f"loss/number{i}": 0.25 for i in range(9)})
     bar.close()
