@@ -156,7 +156,7 @@ CONSTANT = {
     "ConsistencyModel": {"sigma_data", "ratio"},
     "Linear": None, "Cosine": None, "_Stages": None, "VQVAE": {"data_variance"}, "LabelledAugment": {"p"},
     "DiffusionTranslation": {"sigma_data"}, "LatentDiffusion": {"condition_dropout", "sigma_data"},
-    "Reflow": {"condition_dropout", "sigma_data"},
+    "Reflow": {"condition_dropout", "sigma_data"}, "EfficientNetLiteDistance": {"pixel_weight"},
 }  # fmt: skip
 
 

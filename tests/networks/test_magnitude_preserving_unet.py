@@ -68,8 +68,9 @@ def test_the_operations_preserve_magnitude():
         assert magnitude(layer(given)) == pytest.approx(1.0, abs=0.1)
 
 
+@torch.no_grad()
 def test_a_layer_depends_on_the_direction_of_its_weights_alone():
-    layer, given = NormalisedLayer(8, 5, 3).requires_grad_(False), random(2, 8, 6, 6)
+    layer, given = NormalisedLayer(8, 5, 3), random(2, 8, 6, 6)
     rows = layer.weight.flatten(1)
     expected = nn.functional.conv2d(given, layer.weight / rows.norm(dim=1).view(-1, 1, 1, 1), padding=1)
     before = layer(given)

@@ -115,7 +115,7 @@ HASHED = {
     Stream.COMPONENT: (11, 5, 40), Stream.KMEANS_START: (12, 5, 40), Stream.LIKELIHOOD: (13, 5, 40), Stream.SUBSET: (14, 5, 40),
     Stream.SUBSET_TIE: (15, 5, 40), Stream.PIXEL_NOISE: (21, 5, 40), Stream.BOOTSTRAP: (22, 5, 40),
     Stream.DENOISING: (23, 5, 40), Stream.DENOISING_ERROR: (24, 5, 40),
-    Stream.TRANSLATION_NOISE: (31, 5, 40),
+    Stream.TRANSLATION_NOISE: (31, 5, 40), Stream.PROJECTION: (32, 5, 40), Stream.PATH_POSITION: (33, 5, 40),
     Stream.SAMPLE_AUGMENT: (5, 2, 40), Stream.DEGRADATION: (5, 6, 40), Stream.MASK: (5, 7, 40),
     Stream.STEP: (5, 40), Stream.EPOCH_ORDER: (5, 40), Stream.FLIP: (5, 40), Stream.DRAWN_SHAPES: (5, 40),
     Stream.WORD_HASH: (5, 40),
