@@ -48,7 +48,7 @@ def play(
     port: int | None = None,
     open_browser: bool = True,
 ) -> None:
-    """Serve a page for trying out a trained model, on this machine only, until Ctrl-C or SIGTERM.
+    """Serve a page for trying out a trained model, on this machine only, until Ctrl-C or another signal to stop.
 
     Args:
         path, which, weights, device, allow, named, start, other_options: See ``open_playground``.

@@ -14,7 +14,7 @@ from genimg.utils.files import InUseError, is_locked
 from genimg.utils.paths import expanded
 
 _MORE = "a run keeps more of them with a larger trainer.keep_last or a smaller trainer.checkpoint_interval"
-_START = ("0", "start")
+_START = "0"
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class KeptCheckpoints:
                     key="first",
                 )
             start = self.paths[min(steps) if all else max(steps)]
-        elif str(first) not in _START:
+        elif str(first) != _START:
             start = self._named("first", first)
         if not all:
             return [start, end]
