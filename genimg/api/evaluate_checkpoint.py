@@ -205,6 +205,8 @@ def _evaluate_samples(request: Request, checkpoint: TrainedCheckpoint, device: t
     if request.real is None:
         assert real.source is not None
         check_own_images(real.source, method, checkpoint.state, other_split=options.split is not None)
+    else:
+        _warn_of_other_classes(checkpoint, real, title(request.real))
     if real.source is not None:
         with mounted("evaluation", evaluator):
             evaluator.check_reconstructions(method, real.source.shape)
@@ -243,6 +245,19 @@ def _evaluate_samples(request: Request, checkpoint: TrainedCheckpoint, device: t
             log.info("%s", point.judge(checkpoint.images, result.values, result.provenance))
     show_neighbors(options, evaluator, real, made, result, held_out)
     return result
+
+
+def _warn_of_other_classes(checkpoint: TrainedCheckpoint, real: Side, name: str) -> None:
+    """Warn if a model was trained on chosen classes, and the real images also show others."""
+    chosen = checkpoint.config["data"].get("classes")
+    if chosen is None or real.source is None:
+        return
+    if others := [each for each in real.source.class_names if each not in checkpoint.class_names]:
+        log.warning(
+            "the model was trained on data.classes=%s, but real=%s also has %d other classes, such as %s: the values depend on "
+            "these, too; without real=, the chosen classes of the model's own data are compared",
+            list(chosen), name, len(others), others[0],
+        )  # fmt: skip
 
 
 def _training_images(checkpoint: TrainedCheckpoint, device: torch.device) -> Side:

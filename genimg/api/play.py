@@ -51,7 +51,11 @@ def play(
     """Serve a page for trying out a trained model, on this machine only, until Ctrl-C or another signal to stop.
 
     Args:
-        path, which, weights, device, allow, named, start, other_options: See ``open_playground``.
+        path: A run directory, or a checkpoint.
+        which, weights, device, allow: As in ``load``; the page can change the weights.
+        named: Machine-local settings of the checkpoint's config, by dotted key.
+        start: Values at the start, by name: ``seed``, ``num_images`` (up to 64), and sampling options of the model.
+        other_options: Names of the caller's options, to suggest for a misspelt one.
         port: Port; None for 8765, or a free one if that is taken.
         open_browser: Whether to open the page in the browser, if there is a display.
 
@@ -86,11 +90,7 @@ def open_playground(
     """Open a checkpoint for the page.
 
     Args:
-        path: A run directory, or a checkpoint.
-        which, weights, device, allow: As in ``load``; the page can change the weights.
-        named: Machine-local settings of the checkpoint's config, by dotted key.
-        start: Values at the start, by name: ``seed``, ``num_images`` (up to 64), and sampling options of the model.
-        other_options: Names of the caller's options, to suggest for a misspelt one.
+        path, which, weights, device, allow, named, start, other_options: See ``play``.
 
     Raises:
         CheckpointError: If there is no checkpoint, or it is broken.

@@ -16,7 +16,8 @@ from genimg.config.options import read_options
 from genimg.config.schema import Option, options_of
 from genimg.config.schema.commands import Sample
 from genimg.errors import ConfigError
-from genimg.inference.sample_request import SampleRequest, plan
+from genimg.inference.sample_plan import plan
+from genimg.inference.sample_request import SampleRequest
 from genimg.methods.capabilities import Generates, HasLatentSpace, Reconstructs, Translates
 from genimg.training.device import choose_device
 from genimg.utils.files import sha256_of

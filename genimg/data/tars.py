@@ -32,7 +32,7 @@ _COMPRESSED = {
 
 
 @dataclass(frozen=True)
-class Archive:
+class TarArchive:
     """A tar archive.
 
     Attributes:
@@ -98,7 +98,7 @@ class Listing:
         places: Offset and size in bytes of each file's content, int64 [M, 2].
     """
 
-    archive: Archive
+    archive: TarArchive
     names: list[str]
     places: NDArray[np.int64]
 
@@ -119,7 +119,7 @@ def open_archives(root: Path, names: Sequence[str], *, key: str, refresh: bool) 
     known = {} if refresh else _read(saved, root)
     started, listings, is_new = time.time_ns(), [], False
     for name in Progress(names, desc=f"listing {root}", unit="archive", delay=1.0, leave=False):
-        archive = Archive(root / name, name, _state_of(root / name))
+        archive = TarArchive(root / name, name, _state_of(root / name))
         found = known.get(name)
         if found is None or found.archive.state != archive.state:
             is_new, found = True, Listing(archive, *_members(archive.path))
@@ -226,6 +226,6 @@ def _read(file: Path | None, root: Path) -> dict[str, Listing]:
     start = 0
     for name, state, count in header["archives"]:
         part = slice(start, start + count)
-        found[name] = Listing(Archive(root / name, name, (state[0], state[1])), names[part], places[part])
+        found[name] = Listing(TarArchive(root / name, name, (state[0], state[1])), names[part], places[part])
         start += count
     return found

@@ -78,15 +78,21 @@ def collect(
         )
         for each in collections
     ]  # fmt: skip
+    classes = [_positions(images.class_names, each.extractor.class_names) for each in collections]
     for start, stop in ranges(mine, batch_size, title, images.check, should_stop):
         batch, labels = images.images(indices[start:stop])
-        for each, collector in zip(collections, collectors, strict=True):
-            extractor = each.extractor
-            # Labels are used only if they denote the same classes as the logits.
-            same = bool(extractor.class_names) and extractor.class_names == images.class_names
-            features, logits = extractor(batch)
-            collector.add(features, logits, labels if same else None, extractor.spatial if each.spatial else None)
+        for each, positions, collector in zip(collections, classes, collectors, strict=True):
+            features, logits = each.extractor(batch)
+            own = None if labels is None or positions is None else positions.to(labels.device)[labels]
+            collector.add(features, logits, own, each.extractor.spatial if each.spatial else None)
     return [collector.result() for collector in collectors]
+
+
+def _positions(classes: Sequence[str], of_logits: Sequence[str]) -> Tensor | None:
+    """Return the position of each class among those of the logits, int64; None if the logits do not have all of them."""
+    if not classes or not set(classes) <= set(of_logits):
+        return None
+    return torch.tensor([of_logits.index(name) for name in classes])
 
 
 def ranges(

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genimg.errors import UserError
 from genimg.losses.lpips import LPIPSNetwork
-from genimg.utils.files import sha256_of
 from genimg.utils.machine_local import LocalPath
 
 _MAX_DECIBELS = 100.0  # for equal images, whose ratio would be infinite
@@ -176,9 +173,7 @@ class LPIPS(nn.Module):
         super().__init__()
         self.network = LPIPSNetwork(backbone=backbone, backbone_weights=backbone_weights, linear_weights=linear_weights)
         self.eval()
-        paths = {"backbone_weights": backbone_weights, "linear_weights": linear_weights}
-        digests = {f"{key}_sha256": sha256_of(Path(path).expanduser()) for key, path in paths.items()}
-        self._description = {"backbone": backbone, **digests}
+        self._description = {"backbone": backbone, **self.network.digests()}
 
     def check(self, shape: tuple[int, int, int]) -> None:
         """Check that LPIPS is defined for images of this shape (C, H, W).

@@ -84,7 +84,7 @@ class PngFolder(Sink):
         return self._open.__exit__(*error)
 
 
-class Archive(Sink):
+class NpzArchive(Sink):
     """Writes an .npz file atomically: ``arr_0``, uint8 [N, H, W, 3], and ``arr_1``, int64 [N], if there are labels.
 
     These are the names of ADM's samples (Dhariwal & Nichol 2021), which other evaluators read. Images that are not RGB are

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from genimg.losses.efficientnet_lite import SHA256
 from genimg.losses.lpips import LPIPSNetwork
 from genimg.losses.perceptual import EfficientNetLiteLoss
-from genimg.utils.files import sha256_of
 from genimg.utils.machine_local import LocalPath
 
 _LEAST_SIDE = 8  # pixels of the coarsest scale
@@ -116,8 +114,7 @@ class LPIPSDistance(ImageDistance):
         super().__init__()
         self.network = LPIPSNetwork(backbone=backbone, backbone_weights=backbone_weights, linear_weights=linear_weights)
         self.name = f"lpips_{backbone}"
-        paths = {"backbone_weights": backbone_weights, "linear_weights": linear_weights}
-        self._digests = {f"{key}_sha256": sha256_of(Path(path).expanduser()) for key, path in paths.items()}
+        self._digests = self.network.digests()
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         distances: Tensor = self.network(*(shrunk(each.float()) for each in (images, targets)))

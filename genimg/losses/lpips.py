@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import alexnet, vgg16
 
 from genimg.errors import ConfigError, DataError, first_line
+from genimg.utils.files import sha256_of
 from genimg.utils.machine_local import LocalPath
 
 # (network, compared layers, minimum side in pixels). The compared layers are indices in torchvision's `features`: all ReLUs of
@@ -47,6 +48,7 @@ class LPIPSNetwork(nn.Module):
             raise ValueError(f"backbone={backbone} is unknown: choose one of {', '.join(_BACKBONES)}")
         build, last_layers, self.least_side = _BACKBONES[backbone]
         self.backbone = backbone
+        self._files = {"backbone_weights": backbone_weights, "linear_weights": linear_weights}
         for key, path, what in (
             ("backbone_weights", backbone_weights, f"torchvision's state_dict of {build.__name__}"),
             ("linear_weights", linear_weights, f"lpips/weights/v0.1/{backbone}.pth of richzhang/PerceptualSimilarity"),
@@ -79,6 +81,10 @@ class LPIPSNetwork(nn.Module):
                 f"backbone={self.backbone} needs 1 or 3 channels and sides of {self.least_side} pixels or more, not images "
                 f"[C, H, W] of {list(shape)}: choose another, or remove LPIPS"
             )
+
+    def digests(self) -> dict[str, str]:
+        """Return the SHA-256 digests of the two files, for a record of what was measured or optimised."""
+        return {f"{key}_sha256": sha256_of(Path(path).expanduser()) for key, path in self._files.items()}
 
     def forward(self, image: Tensor, reference: Tensor) -> Tensor:
         """Return the distance, float32 [N], between float32 images [N, 1 or 3, H, W] in [-1, 1]; grey is replicated.

@@ -57,7 +57,7 @@ class PlayedModel:
 
 
 @dataclass(frozen=True)
-class Picture:
+class PagePicture:
     """A picture on the page.
 
     Attributes:
@@ -76,7 +76,7 @@ class Picture:
     is_input: bool = False
 
     @classmethod
-    def of(cls, pixels: Tensor, name: str, about: str = "", *, is_input: bool = False) -> Picture:
+    def of(cls, pixels: Tensor, name: str, about: str = "", *, is_input: bool = False) -> PagePicture:
         """Return the picture of pixels, uint8 [C, H, W]; see the attributes."""
         return cls(name, png_of(pixels), pixels.shape[2], pixels.shape[1], about, is_input)
 
@@ -91,7 +91,7 @@ class Made:
         options: Options of that command by name, without those of the checkpoint; None for an option that is not set.
     """
 
-    pictures: Sequence[Picture]
+    pictures: Sequence[PagePicture]
     command: str
     options: Mapping[str, Any]
 

@@ -14,11 +14,12 @@ from genimg.inference.conditions import KEYS, find_conditions, repeated, require
 from genimg.inference.image_files import read_resized
 from genimg.inference.labels import find_label
 from genimg.inference.reconstruct import reconstructed
-from genimg.inference.sample_request import SampleRequest, sampler_for
+from genimg.inference.sample_plan import sampler_for
+from genimg.inference.sample_request import SampleRequest
 from genimg.methods.capabilities import Generates, Reconstructs
 from genimg.methods.sampling_options import chosen_options
 from genimg.playground.controls import Control, Values, chosen_sampling
-from genimg.playground.model import Made, Picture, PlayedModel, Uploads
+from genimg.playground.model import Made, PagePicture, PlayedModel, Uploads
 from genimg.types import Batch
 from genimg.utils.images import to_uint8
 
@@ -58,7 +59,7 @@ def sampled(controls: Sequence[Control], batch_size: int, model: PlayedModel, va
         return sampler.draw(indices) | repeated(conditions[0].row, len(indices))
 
     made = [
-        Picture.of(pixels, f"{number:06d}.png", about)
+        PagePicture.of(pixels, f"{number:06d}.png", about)
         for numbers, drawn, images in sampler.make_all(request.num_images, draw, "sampling")
         for number, pixels, about in zip(numbers, to_uint8(images), _conditions(model, drawn, len(numbers)), strict=True)
     ]
@@ -81,7 +82,7 @@ def reconstructed_upload(model: PlayedModel, values: Values, uploads: Uploads) -
     conditions = find_conditions(method, model.class_names, label=label, text=text)
     condition = require_one(method, conditions, f"reconstruct={name}")
     pixels = reconstructed(method, read_resized(path, model.pixels)[None], condition, model.device)[0]
-    made = Picture.of(pixels, str(PurePosixPath(name).with_suffix(".png")), "reconstruction")
+    made = PagePicture.of(pixels, str(PurePosixPath(name).with_suffix(".png")), "reconstruction")
     options = {"reconstruct": name, "label": None if label is None else short_label(model, label), "text": text}
     return Made([_as_seen(model, path), made], "sample", options)
 
@@ -111,8 +112,8 @@ def short_label(model: PlayedModel, position: str) -> str | int:
     return position
 
 
-def _as_seen(model: PlayedModel, path: Path) -> Picture:
-    return Picture.of(read_resized(path, model.pixels), "your picture", "as the model sees it", is_input=True)
+def _as_seen(model: PlayedModel, path: Path) -> PagePicture:
+    return PagePicture.of(read_resized(path, model.pixels), "your picture", "as the model sees it", is_input=True)
 
 
 def _conditions(model: PlayedModel, drawn: Batch, count: int) -> list[str]:

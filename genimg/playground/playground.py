@@ -15,7 +15,7 @@ from genimg.errors import ConfigError
 from genimg.playground.controls import Control, Values, checked_values
 from genimg.playground.model import MOST_BYTES_OF_UPLOAD, Made, PlayedModel, Uploads
 from genimg.playground.shell import command_line
-from genimg.playground.tasks import Task, tasks_of
+from genimg.playground.tasks import PageTask, tasks_of
 from genimg.playground.turns import Turns
 from genimg.utils.words import nearest
 
@@ -119,7 +119,7 @@ class Playground:
         made = self.turns.run(page, lambda: self._make(task, values))
         return {**self._answer(made, values.get("weights")), "seconds": time.monotonic() - before}
 
-    def _make(self, task: Task, values: Values) -> Made:
+    def _make(self, task: PageTask, values: Values) -> Made:
         model = self._load(values.get("weights", self._origin.usual_weights))
         return task.make(model, {key: value for key, value in values.items() if key != "weights"}, self.uploads)
 

@@ -33,7 +33,7 @@ _MOST_SAMPLES = 16  # of one translated picture
 
 
 @dataclass(frozen=True)
-class Task:
+class PageTask:
     """Something that a model can do.
 
     Attributes:
@@ -51,7 +51,7 @@ class Task:
     is_live: bool = False
 
 
-def tasks_of(model: PlayedModel, start: Mapping[str, Any]) -> list[Task]:
+def tasks_of(model: PlayedModel, start: Mapping[str, Any]) -> list[PageTask]:
     """Return the tasks of a model.
 
     Args:
@@ -66,16 +66,16 @@ def tasks_of(model: PlayedModel, start: Mapping[str, Any]) -> list[Task]:
         options = option_controls(method.sampling_options, start, class_choices(model))
         condition = _condition(model, is_required=False)
         make = partial(pictures.sampled, options, MOST_IMAGES)
-        tasks.append(Task("sample", "Generate", [seed, count, *condition, *options], make))
+        tasks.append(PageTask("sample", "Generate", [seed, count, *condition, *options], make))
         if has_latents(method):
-            tasks.append(Task("interpolate", "Interpolate", _path(seed, [*condition, *options]), make, is_live=True))
+            tasks.append(PageTask("interpolate", "Interpolate", _path(seed, [*condition, *options]), make, is_live=True))
         if isinstance(method, SamplesNearby):
             own = options if has_steps(method.sampling_options) else []
             near = [picture, _spread(), seed, count, *_condition(model, is_required=True), *own]
-            tasks.append(Task("near", "Vary a picture", near, partial(pictures.sampled, own, MOST_IMAGES), is_live=True))
+            tasks.append(PageTask("near", "Vary a picture", near, partial(pictures.sampled, own, MOST_IMAGES), is_live=True))
     if isinstance(method, Reconstructs):
         controls = [picture, *_condition(model, is_required=True)]
-        tasks.append(Task("reconstruct", "Reconstruct", controls, pictures.reconstructed_upload))
+        tasks.append(PageTask("reconstruct", "Reconstruct", controls, pictures.reconstructed_upload))
     if isinstance(method, Translates):
         tasks.append(_translation(model, method, start, replace(picture, help=""), seed))
     elif isinstance(method, TranslatesLabels) and method.num_classes > 1:
@@ -128,7 +128,7 @@ def _path(seed: Control, others: Sequence[Control]) -> list[Control]:
     return [position, seed, end, _count(_FEW_IMAGES), *others, path]
 
 
-def _change_of_class(model: PlayedModel, method: TranslatesLabels, start: Values, picture: Control) -> Task:
+def _change_of_class(model: PlayedModel, method: TranslatesLabels, start: Values, picture: Control) -> PageTask:
     classes = class_choices(model)
     options = option_controls(method.label_translation_options, start, classes)
     ends = [
@@ -136,7 +136,7 @@ def _change_of_class(model: PlayedModel, method: TranslatesLabels, start: Values
         for at, (name, label) in enumerate((("label_from", "Class of the picture"), ("label_to", "Class to translate to")))
     ]
     make = partial(translations.between_classes, options)
-    return Task("translate", "Change the class", [picture, *ends, *options], make)
+    return PageTask("translate", "Change the class", [picture, *ends, *options], make)
 
 
 def _condition(model: PlayedModel, *, is_required: bool) -> list[Control]:
@@ -155,7 +155,7 @@ def _condition(model: PlayedModel, *, is_required: bool) -> list[Control]:
     return []
 
 
-def _translation(model: PlayedModel, method: Translates, start: Values, picture: Control, seed: Control) -> Task:
+def _translation(model: PlayedModel, method: Translates, start: Values, picture: Control, seed: Control) -> PageTask:
     controls = [picture]
     if "mask" in method.task.keys:
         controls.append(Control(name="mask", label="Mask", kind="picture", default="", help="White where pixels are missing"))
@@ -178,7 +178,7 @@ def _translation(model: PlayedModel, method: Translates, start: Values, picture:
                         usual=(1, _MOST_SAMPLES))  # fmt: skip
         controls += [seed, count]
     make = partial(translations.translated_upload, options)
-    return Task("translate", "Translate a picture", [*controls, *options], make)
+    return PageTask("translate", "Translate a picture", [*controls, *options], make)
 
 
 def _other(seed: int) -> int:

@@ -17,7 +17,7 @@ from genimg.inference.translate_files import names_of_translations, require_whol
 from genimg.inference.translate_labels import between_labels, image_translator
 from genimg.methods.capabilities import Translates, TranslatesLabels, TranslatesRandomly
 from genimg.playground.controls import Control, Values, chosen_sampling
-from genimg.playground.model import Made, Picture, PlayedModel, Uploads
+from genimg.playground.model import Made, PagePicture, PlayedModel, Uploads
 from genimg.playground.pictures import short_label
 
 _OUTPUT = "translated"
@@ -86,7 +86,7 @@ def _opened(values: Values, uploads: Uploads, mask: Any) -> tuple[InputImage, st
     return with_sizes([InputImage(path, result, 0, mask=mask)])[0], name
 
 
-def _pictures(model: PlayedModel, translator: ImageTranslator, picture: InputImage) -> list[Picture]:
+def _pictures(model: PlayedModel, translator: ImageTranslator, picture: InputImage) -> list[PagePicture]:
     """Translate a picture, and return its source and its translations."""
     image = read_image(picture, translator.channels, checked_levels(model.data.get("range")))[None]
     mask: Tensor | None = None if picture.mask is None else torch.stack([read_mask(picture)])
@@ -98,5 +98,5 @@ def _pictures(model: PlayedModel, translator: ImageTranslator, picture: InputIma
             f"picture: the memory is too small for {height}x{width} pixels", "choose a smaller picture", key="picture"
         ) from error
     names = names_of_translations(picture.name, len(results))
-    made = [Picture.of(each[0], name) for each, name in zip(results, names, strict=True)]
-    return [Picture.of(sources[0], "your picture", "as the model sees it", is_input=True), *made]
+    made = [PagePicture.of(each[0], name) for each, name in zip(results, names, strict=True)]
+    return [PagePicture.of(sources[0], "your picture", "as the model sees it", is_input=True), *made]

@@ -27,7 +27,7 @@ from genimg.data.datasets.builtin import folder as folder_of_images
 from genimg.data.datasets.npz import npz
 from genimg.errors import CheckpointError, ConfigError, DataError
 from genimg.inference.conditions import find_conditions
-from genimg.inference.sample_files import Archive
+from genimg.inference.sample_files import NpzArchive
 from genimg.methods.base import Method
 from genimg.methods.latent import Latent, Normal, Truncated, Uniform
 from genimg.methods.options import StyleOptions
@@ -339,7 +339,7 @@ def test_an_archive_holds_what_files_would(runs: Path, tmp_path: Path, name: str
 @pytest.mark.parametrize("channels", [1, 4])
 def test_an_archive_holds_three_channels_and_those_of_the_model(tmp_path: Path, channels: int) -> None:
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, channels, 4, 6), dtype=np.uint8))
-    with Archive(tmp_path / "made.npz", record_of("genimg-sample")) as sink:
+    with NpzArchive(tmp_path / "made.npz", record_of("genimg-sample")) as sink:
         sink.add("", range(3), {}, images[:3])
         sink.add("", range(3, 5), {}, images[3:])
     with np.load(tmp_path / "made.npz") as found:

@@ -12,7 +12,7 @@ from errors import raises
 
 from genimg.data import tars
 from genimg.data.contents import digest_of_bytes
-from genimg.data.tars import Archive, open_archives, state_of
+from genimg.data.tars import TarArchive, open_archives, state_of
 from genimg.errors import DataError
 
 LONG = "deep/" * 60 + "x.png"
@@ -107,7 +107,7 @@ def test_an_archive_that_changed_after_it_was_opened_is_not_read(tmp_path):
 
 def test_a_short_read_is_an_error(tmp_path):
     path = write_tar(tmp_path / "a.tar", FILES)
-    archive = Archive(path, "a.tar", (path.stat().st_size, path.stat().st_mtime_ns))
+    archive = TarArchive(path, "a.tar", (path.stat().st_size, path.stat().st_mtime_ns))
     with archive.open() as file, raises(OSError, word="a.tar"):
         archive.read(file, path.stat().st_size - 10, 11)
 

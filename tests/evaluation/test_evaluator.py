@@ -624,9 +624,16 @@ def test_many_images_are_no_warning():
 
 @pytest.mark.parametrize(
     ("extractors", "datas", "expected"),
-    [(CLASSES, CLASSES, True), (CLASSES, ("v", "w", "x", "y", "z"), False), ((), (), False), (CLASSES, (), False)],
+    [
+        (CLASSES, CLASSES, True),
+        (("other", *reversed(CLASSES)), CLASSES, True),
+        (CLASSES[1:], CLASSES, False),
+        (CLASSES, ("v", "w", "x", "y", "z"), False),
+        ((), (), False),
+        (CLASSES, (), False),
+    ],
 )
-def test_labels_are_matched_only_with_classes_of_the_same_names(extractors, datas, expected):
+def test_labels_are_matched_with_the_logits_by_the_names_of_classes(extractors, datas, expected):
     metrics = {"frechet_distance": FrechetDistance(), "accuracy": ConditionalAccuracy()}
     extractor = LinearExtractor(class_names=extractors)
     data = data_of(CountingDataset(class_names=datas))
@@ -634,7 +641,8 @@ def test_labels_are_matched_only_with_classes_of_the_same_names(extractors, data
     assert ("accuracy37_linear" in values) == expected
     if expected:
         predictions = extractor(levels(LabelledPainter(), 37))[1].argmax(dim=1)
-        assert values["accuracy37_linear"] == sum(int(p) == i % NUM_CLASSES for i, p in enumerate(predictions)) / 37
+        right = sum(extractors[int(p)] == CLASSES[i % NUM_CLASSES] for i, p in enumerate(predictions))
+        assert values["accuracy37_linear"] == right / 37
 
 
 def test_bootstrap_gives_intervals_of_what_can_be_resampled():

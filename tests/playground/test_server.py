@@ -196,6 +196,10 @@ IMAGES: list[tuple[str, str, dict[str, Any]]] = [
     ("vae", "reconstruct", {"picture": ""}),
     ("denoiser", "translate", {"picture": ""}),
     ("inpaint", "translate", {"picture": "", "mask": ""}),
+    ("random", "translate", {"picture": "", "seed": 3, "num_samples": 3, "steps": 2}),
+    ("paired", "translate", {"picture": "", "half": "left"}),
+    ("paired", "translate", {"picture": "", "half": "whole"}),
+    ("cyclegan", "translate", {"picture": "", "direction": "b2a"}),
     ("text", "sample", {"text": 'it\'s a "red" ring, ${x}'}),
     ("text", "sample", {}),
 ]

@@ -184,7 +184,7 @@ def test_every_storage_gives_the_same_batches_from_any_position(root, storage, n
 
 def test_shards_are_read_ahead_once_for_each_group(root, monkeypatch):
     ahead = []
-    monkeypatch.setattr(tars.Archive, "read_ahead", lambda self: ahead.append(self.name))
+    monkeypatch.setattr(tars.TarArchive, "read_ahead", lambda self: ahead.append(self.name))
     source = open_shards(root, shuffle_buffer=PER_SHARD)
     source.read_many(np.arange(COUNT))  # as an evaluation does
     assert ahead == []
