@@ -16,6 +16,7 @@ SMALL += ["trainer.preview_images=4", "evaluation=shapes", "evaluation.num_image
 SMALL += ["~evaluation.metrics.kernel_distance", "~evaluation.metrics.precision_recall", "device=cpu", "precision=fp32"]
 RUNS = {
     "gan": [*SMALL, "model=dcgan_small", *tiny.SIZES["dcgan_small"], "conditioning=projection"],
+    "part": [*SMALL, "model=dcgan_small", *tiny.SIZES["dcgan_small"], "conditioning=projection", "data.classes=[ring,circle]"],
     "vae": [*SMALL, "model=vae_small", *tiny.AUTOENCODERS["vae_small"]],
 }
 PIXELS = "evaluation.distance={_target_: genimg.losses.image_distance.PixelDistance}"
@@ -68,6 +69,13 @@ def test_classes_that_cannot_be_compared_are_refused(home: Path) -> None:
     (home / "per_class.png").write_bytes(b"mine")
     assert "per_class.png" in evaluate(home, "ckpt=gan", "per_class=true", code=2)
     assert (home / "per_class.png").read_bytes() == b"mine"
+
+
+def test_real_images_of_other_classes_than_the_chosen_ones_are_a_warning(home: Path) -> None:
+    assert "square" not in evaluate(home, "ckpt=part")
+    other = ["real=shapes", "image_size=16", "num_real=64"]
+    assert "square" in evaluate(home, "ckpt=part", *other)
+    assert "square" not in evaluate(home, "ckpt=gan", *other)
 
 
 def test_path_lengths_need_no_images(home: Path) -> None:
