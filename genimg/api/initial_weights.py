@@ -17,11 +17,12 @@ from genimg.config.instantiate import present_name
 from genimg.errors import CheckpointError, ConfigError
 from genimg.exporting.networks import names_of_parts
 from genimg.exporting.rebuilding import read_safetensors
-from genimg.methods.base import Method
+from genimg.methods.base import Method, frozen_names
 from genimg.methods.consistency import ConsistencyModel
 from genimg.utils.files import sha256_of
 from genimg.utils.json_text import parse_json
 from genimg.utils.paths import expanded
+from genimg.utils.prefixes import begins_with, next_components
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class InitialWeights:
         given: Checkpoint, run directory or .safetensors file that the user gave.
         tensors: Weights and buffers by name.
         record: Path, SHA-256 digest, number of images and kind of the weights, for the new run's checkpoints; after
-            ``load_into``, also the numbers of tensors that match.
+            ``load_into``, also the numbers of tensors that match, and the chosen parts.
         model: The ``model`` group of the checkpoint's config; None if a file does not hold it.
         class_names: Class names by label, empty for a model that reads no labels; None if they are unknown.
         parts: Function that returns the names of an exported file's parts in a method; None if the tensors have the method's
@@ -116,6 +117,7 @@ class InitialWeights:
         shapes: Callable[[int], Mapping[str, torch.Size]],
         *,
         some: bool = False,
+        parts: Sequence[str] | None = None,
     ) -> None:
         """Replace the weights and buffers of a method. Buffers that depend on the data are set afterwards.
 
@@ -127,11 +129,20 @@ class InitialWeights:
             shapes: Function that returns the shapes of the method's tensors for another number of classes.
             some: Whether tensors that do not match may keep their initial values; otherwise they are refused. Tensors that a
                 file does not hold always keep theirs.
+            parts: Prefixes of the names of the tensors to load, in whole components; all others keep their initial values. None
+                loads all.
 
         Raises:
-            ConfigError: If tensors that must match do not; the message lists them.
+            ConfigError: If tensors that must match do not; the message lists them. If a prefix matches no tensor of the method.
         """
         own, found = method.state_dict(), dict(self.tensors)
+        networks = [name for name in own if "." in name]
+        if parts is not None and not parts:
+            raise ConfigError("init_parts=[] loads nothing", f"choose from {next_components(networks, '')}", key="init_parts")
+        for part in parts or ():
+            if not any(begins_with(name, [part]) for name in networks):
+                problem = f"init_parts={part} matches no tensor of this model"
+                raise ConfigError(problem, f"choose from {next_components(networks, str(part))}", key="init_parts")
         if self.parts is not None:
             found = _renamed(found, self.parts(method))
         change = None
@@ -140,7 +151,7 @@ class InitialWeights:
                 self.class_names, class_names, method, {name: value.shape for name, value in own.items()},
                 shapes(len(class_names) + 1),
             )  # fmt: skip
-        self.matches = matches = match(method, found, change, are_folded=self.parts is not None)
+        self.matches = matches = match(method, found, change, parts=parts, are_folded=self.parts is not None)
         refused = [row for row in matches.rows if row.found or not self.is_file]
         if not matches.tensors or (refused and not some):
             self._refuse(matches, refused, len(own.keys() | found.keys()), some=some)
@@ -154,6 +165,8 @@ class InitialWeights:
             log.warning("these tensors do not match, so those of this model keep their initial values:\n%s", table(rows))
         kept = [row.name for row in matches.rows if row.own]
         self.record |= {"matching": {name: list(pair) for name, pair in matches.counts.items()}, "kept": kept}
+        if parts is not None:
+            self.record["parts"] = list(parts)
 
     def _refuse(self, matches: Matches, rows: Sequence[Row], total: int, *, some: bool) -> None:
         what = f"{len(rows)} of {total} tensors differ" if matches.tensors else "no tensor matches"
@@ -190,6 +203,21 @@ def warn_without_initial_weights(method: Method, model: object) -> None:
             "RUN is a run of model=diffusion or diffusion_small with the same network",
             model,
         )
+
+
+def warn_of_random_frozen_weights(method: Method, initial: InitialWeights | None) -> None:
+    """Warn if weights of a method are not trained although they are random.
+
+    Args:
+        method: The method of a new run.
+        initial: The weights that were loaded into it, if any.
+    """
+    loaded = () if initial is None or initial.matches is None else initial.matches.tensors
+    if names := [name for name, _ in method.named_parameters() if name in frozen_names(method) and name not in loaded]:
+        log.warning(
+            "freeze: the frozen weights %s%s stay random, because init_from does not load them",
+            names[0], f" and {len(names) - 1} others" if len(names) > 1 else "",
+        )  # fmt: skip
 
 
 def _kind(model: Mapping[str, Any]) -> str:

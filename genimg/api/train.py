@@ -25,7 +25,7 @@ from genimg.api.data import own_dataset
 from genimg.api.debugging import shortened
 from genimg.api.default_evaluation import with_evaluation
 from genimg.api.dry_run import rehearse
-from genimg.api.initial_weights import InitialWeights, warn_without_initial_weights
+from genimg.api.initial_weights import InitialWeights, warn_of_random_frozen_weights, warn_without_initial_weights
 from genimg.api.run import DivergedError, Run, Training
 from genimg.api.thread_trial import choose_threads
 from genimg.api.time_budget import PROVISIONAL_RATE, images_per_second, silent
@@ -291,9 +291,10 @@ def _built(
     config, saved = start.config, start.saved
     with raise_on_any_rank():
         initial = None
-        if config["init_match"] == "some" and config["init_from"] is None:
-            problem = "init_match=some has no effect without init_from"
-            raise ConfigError(problem, "set init_from=RUN, or remove it", key="init_match")
+        for key, usual in (("init_match", "all"), ("init_parts", None)):
+            if config[key] != usual and config["init_from"] is None:
+                problem = f"{key}={config[key]} has no effect without init_from"
+                raise ConfigError(problem, "set init_from=RUN, or remove it", key=key)
         if rank() == 0 and saved is None and config["init_from"] is not None:
             initial = InitialWeights.open(config["init_from"], config["allow"])
     if saved is None:
@@ -301,6 +302,9 @@ def _built(
         warn_of_missing_penalties(composition)
     if config["print_config"] and rank() == 0:
         print(OmegaConf.to_yaml(OmegaConf.create(thaw(config))))
+    initialise = None
+    if initial is not None:
+        initialise = partial(initial.load_into, some=config["init_match"] == "some", parts=config["init_parts"])
     build = partial(
         assemble,
         device_name=device_name if world_size() > 1 else config["device"],
@@ -310,7 +314,7 @@ def _built(
         weights=None if saved is None else saved.state["method"],
         trained={} if found is None or saved is not None else found[1],
         check_classes=None if saved is None else partial(resume.check_classes, saved.state, force=bool(config["resume_force"])),
-        initialise=None if initial is None else partial(initial.load_into, some=config["init_match"] == "some"),
+        initialise=initialise,
     )
     searches = saved is None and config["trainer"]["accumulation"] == "auto"
     resolve = partial(resolve_auto, may_compile=not config["dry_run"])
@@ -329,8 +333,7 @@ def _built(
         assembly = build(config, decided=decided, images_per_second=rate)
     if saved is None and rank() == 0:
         warn_of_conditioning_without_effect(composition, assembly.components.method)
-        if config["freeze"] and initial is None:
-            log.warning("freeze without init_from: the frozen weights stay random")
+        warn_of_random_frozen_weights(assembly.components.method, initial)
         if initial is None:
             warn_without_initial_weights(assembly.components.method, composition.choices.get("model"))
         else:

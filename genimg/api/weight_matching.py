@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from genimg.networks.conditioning import ClassColumns
 from genimg.networks.layers import SpectralNorm
+from genimg.utils.prefixes import begins_with
 
 _OF_WEIGHTS = re.compile(r".+\.parametrizations\.\w+\.\d+\..+")  # singular vectors, which follow from a weight
 _MOST_ROWS = 20  # tensors listed in a table
@@ -142,22 +143,32 @@ class Matches:
         return ", ".join(f"{name}: {count} of {total} tensors" for name, (count, total) in self.counts.items())
 
 
-def match(model: nn.Module, found: Mapping[str, Tensor], change: ClassChange | None, *, are_folded: bool = False) -> Matches:
+def match(
+    model: nn.Module,
+    found: Mapping[str, Tensor],
+    change: ClassChange | None,
+    *,
+    parts: Sequence[str] | None = None,
+    are_folded: bool = False,
+) -> Matches:
     """Match tensors by name and shape, and those of classes by the classes' names.
 
     Args:
         model: New model with its initial values.
         found: Tensors of the checkpoint.
         change: Change of the classes; None if they are the same.
+        parts: Prefixes of the names of tensors that are matched, all others being left out; None matches all.
         are_folded: Whether the checkpoint's weights are already divided by their spectral norm, with names of plain weights.
     """
     tensors: dict[str, Tensor] = {}
-    rows, unused = [], dict.fromkeys(found)
+    rows, unused = [], dict.fromkeys(name for name in found if parts is None or begins_with(name, parts))
     counts = {name.partition(".")[0]: (0, 0) for name, _ in model.named_parameters()}
     for name, value in model.state_dict().items():
         plain = re.sub(r"\.parametrizations\.(\w+)\.original$", r".\1", name) if are_folded else name
         given = found.get(plain)
         unused.pop(plain, None)
+        if parts is not None and not begins_with(name, parts):
+            continue
         follows = _OF_WEIGHTS.fullmatch(name) is not None
         if follows and (are_folded or (change is not None and name in change.others)):
             continue  # estimated again

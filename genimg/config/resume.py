@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 
 
 _NEW: Node = {
-    "init_from": None, "init_match": "all", "freeze": [], "expected": [], "distributed": "replicated", "budget": None,
+    "init_from": None, "init_match": "all", "init_parts": None, "freeze": [], "expected": [], "distributed": "replicated",
+    "budget": None,
 }  # fmt: skip
 """Keys that the configs of earlier versions lack, with their defaults."""
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from genimg.errors import ConfigError
 from genimg.methods.base import Method, set_frozen_names, trained_groups
 from genimg.methods.modes import keep_in_eval_mode
-
-_MOST_NAMES = 30  # names listed in a message
+from genimg.utils.prefixes import begins_with, next_components, shared_beginning
 
 
 def freeze(method: Method, prefixes: Sequence[str]) -> None:
@@ -31,10 +30,10 @@ def freeze(method: Method, prefixes: Sequence[str]) -> None:
     names = [name for name, parameter in method.named_parameters() if id(parameter) in trained]
     frozen: set[str] = set()
     for prefix in prefixes:
-        matching = [name for name in names if f"{name}.".startswith(f"{prefix}.")]
+        matching = [name for name in names if begins_with(name, [prefix])]
         if not matching:
             problem = f"freeze={prefix} matches no parameter that is trained"
-            raise ConfigError(problem, f"choose from {_next_components(names, str(prefix))}", key="freeze")
+            raise ConfigError(problem, f"choose from {next_components(names, str(prefix))}", key="freeze")
         frozen.update(matching)
     if not frozen:
         return
@@ -44,7 +43,8 @@ def freeze(method: Method, prefixes: Sequence[str]) -> None:
             own = {id(parameter) for parameter in groups[group]}
             existing = [name for name, parameter in method.named_parameters() if id(parameter) in own]
             problem = f"freeze leaves nothing to train in the parameter group {group}"
-            raise ConfigError(problem, f"freeze only some of {_next_components(existing, _shared(existing))}", key="freeze")
+            parts = next_components(existing, shared_beginning(existing))
+            raise ConfigError(problem, f"freeze only some of {parts}", key="freeze")
     parameters = dict(method.named_parameters())
     ids = {id(parameters[name]) for name in frozen}
     for name in frozen:
@@ -54,24 +54,3 @@ def freeze(method: Method, prefixes: Sequence[str]) -> None:
         if own_ids and own_ids <= ids:
             for each in module.modules():
                 keep_in_eval_mode(each)
-
-
-def _next_components(names: Iterable[str], prefix: str) -> str:
-    """List the names' beginnings that are one component longer than the longest existing part of a prefix."""
-    names, parts = list(names), prefix.split(".")
-    while parts and not any(f"{name}.".startswith(".".join(parts) + ".") for name in names):
-        parts.pop()
-    beginnings = [name.split(".") for name in names if name.split(".")[: len(parts)] == parts]
-    found = list(dict.fromkeys(".".join(each[: len(parts) + 1]) for each in beginnings))
-    more = len(found) - _MOST_NAMES
-    return ", ".join(found[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
-
-
-def _shared(names: Sequence[str]) -> str:
-    """Return the components with which all names begin."""
-    shared = []
-    for components in zip(*(name.split(".")[:-1] for name in names), strict=False):
-        if len(set(components)) > 1:
-            break
-        shared.append(components[0])
-    return ".".join(shared)

@@ -216,6 +216,33 @@ def test_some_loads_what_matches_and_names_the_rest(labelled: Path, tmp_path: Pa
     assert matching + sum(".0.left" not in name and ".0.right" not in name for name in kept) == total
 
 
+def test_only_the_chosen_parts_are_loaded(labelled: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    other = "model.discriminator.features.widths=[16]"  # its tensors do not match, but they are not loaded
+    own = gan(tmp_path / "own", other, *UNCHANGED)["method"]
+    caplog.clear()
+    arguments = (f"init_from={labelled}", "init_parts=[generator]", other, "freeze=[discriminator.features.blocks.0]")
+    after = gan(tmp_path / "run", *arguments, *UNCHANGED)
+    start = torch.load(labelled / "checkpoints/last.pt", weights_only=True)["averages"]["exponential"]
+    for name, value in after["method"].items():
+        if name == "generator.linear.weight":  # it also has the classes, which differ
+            continue
+        if name.startswith("generator.") and name.endswith(("weight", "bias")):
+            torch.testing.assert_close(value, start[name], rtol=0, atol=1e-6)
+        elif name.startswith("discriminator.") and name.endswith(("original", "bias")):
+            torch.testing.assert_close(value, own[name], rtol=0, atol=1e-6)
+    record = after["initial_weights"]
+    assert (record["parts"], record["kept"], record["matching"]["discriminator"][0]) == (["generator"], [], 0)
+    [message] = [each.getMessage() for each in caplog.records if "frozen weights" in each.getMessage()]
+    assert "discriminator.features.blocks.0" in message
+
+
+@pytest.mark.parametrize("parts", ["[generator,discriminators]", "[generator.linea]", "[]"])
+def test_parts_that_do_not_exist_are_refused(labelled: Path, tmp_path: Path, parts: str) -> None:
+    with raises(ConfigError, "init_parts"):
+        gan(tmp_path / "run", f"init_from={labelled}", f"init_parts={parts}")
+    assert not (tmp_path / "run").exists()
+
+
 def test_labels_are_added_to_a_model_without_them(tmp_path: Path) -> None:
     first = gan(tmp_path / "first", "conditioning=none", "ema=[]")["method"]
     own = gan(tmp_path / "own", *UNCHANGED)["method"]
@@ -229,8 +256,9 @@ def test_labels_are_added_to_a_model_without_them(tmp_path: Path) -> None:
 
 
 def test_settings_without_effect_and_weights_without_any_match_are_refused(labelled: Path, tmp_path: Path) -> None:
-    with raises(ConfigError, "init_match"):
-        gan(tmp_path / "run", "init_match=some")
+    for option in ("init_match=some", "init_parts=[generator]"):
+        with raises(ConfigError, option.partition("=")[0]):
+            gan(tmp_path / "run", option)
     with raises(ConfigError, "init_from"):
         trained(tmp_path / "run", f"init_from={labelled}", "init_match=some")
     with raises(ConfigError, "init_match"):

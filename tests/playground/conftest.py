@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import tiny
 from fork_server import run_command
-from PIL import Image
 from pages import Page
+from PIL import Image
 
 from genimg.api.play import open_playground
 from genimg.playground.server import PlaygroundServer

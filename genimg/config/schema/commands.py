@@ -65,6 +65,11 @@ class Train:
         "all",
         one_of=("all", "some"),
     )
+    init_parts: list[str] | None = option(
+        "Parts of the networks that init_from loads: prefixes of names of tensors, such as [generator]; the others keep their "
+        "initial values; null: all",
+        None,
+    )
     freeze: list[str] = option(
         "Parts of the networks that are not trained: prefixes of parameter names, such as [generator.blocks.0,discriminator]",
         [],
