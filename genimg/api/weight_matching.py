@@ -164,11 +164,10 @@ def match(
     rows, unused = [], dict.fromkeys(name for name in found if parts is None or begins_with(name, parts))
     counts = {name.partition(".")[0]: (0, 0) for name, _ in model.named_parameters()}
     for name, value in model.state_dict().items():
+        is_chosen = parts is None or begins_with(name, parts)
         plain = re.sub(r"\.parametrizations\.(\w+)\.original$", r".\1", name) if are_folded else name
-        given = found.get(plain)
+        given = found.get(plain) if is_chosen else None
         unused.pop(plain, None)
-        if parts is not None and not begins_with(name, parts):
-            continue
         follows = _OF_WEIGHTS.fullmatch(name) is not None
         if follows and (are_folded or (change is not None and name in change.others)):
             continue  # estimated again
@@ -177,7 +176,7 @@ def match(
             matching = change.converted(name, value, given)
         elif given is not None and given.shape == value.shape:
             matching = given
-        if matching is None and "." in name:  # the model's own buffers follow from the data
+        if matching is None and is_chosen and "." in name:  # the model's own buffers follow from the data
             rows.append(Row(name, _shape(value), "" if given is None else _shape(given)))
         elif matching is not None:
             tensors[name] = matching
