@@ -38,7 +38,7 @@ _MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
-class Replay:
+class ReplayResult:
     """The result of a replay.
 
     Attributes:
@@ -65,7 +65,7 @@ def replay(
     ends: Sequence[int] = (),
     from_the_start: bool = False,
     dataset: object = None,
-) -> Replay:
+) -> ReplayResult:
     """Repeat the steps of a training after a checkpoint.
 
     Nothing is evaluated, drawn or logged, and no file is written.
@@ -113,7 +113,7 @@ def replay(
         if isinstance(trainer.method, PreparesSaving):
             trainer.method.before_saving()
         names = {id(parameter): name for name, parameter in trainer.method.named_parameters()}
-        return Replay(
+        return ReplayResult(
             state=trainer.state_dict(),
             parameters={
                 group: [names[id(each)] for each in parameters] for group, parameters in trainer.updater.parameters.items()

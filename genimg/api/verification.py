@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from genimg.training.state_differences import Difference, StateComparison
+from genimg.training.state_differences import StateComparison, ValueDifference
 from genimg.utils.durations import time_in_words
 from genimg.utils.paths import relative
 
@@ -217,7 +217,7 @@ _VERSIONS = ("genimg", "torch", "numpy", "python")
 _HARDWARE = ("device", "name", "instructions", "system")
 
 
-def _difference(found: Difference) -> dict[str, Any]:
+def _difference(found: ValueDifference) -> dict[str, Any]:
     return {
         "name": found.name,
         "expected": found.expected,

@@ -1,4 +1,4 @@
-"""Replay the steps of a training between its checkpoints, and certify that each follows from the one before it."""
+"""ReplayResult the steps of a training between its checkpoints, and certify that each follows from the one before it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from genimg.api.causes import facts_changed, find_causes, threads_changed
 from genimg.api.data import root_key
 from genimg.api.inputs import of_option
-from genimg.api.replay import Replay, replay
+from genimg.api.replay import ReplayResult, replay
 from genimg.api.time_budget import silent
 from genimg.api.verification import Cause, Interval, Verification, VerifiedCheckpoint
 from genimg.api.verified_files import KeptCheckpoints, checked, step_in
@@ -51,7 +51,7 @@ def verify(
     allow: Sequence[str] = (),
     named: Mapping[str, Any] = MappingProxyType({}),
 ) -> Verification:
-    """Replay the steps between two checkpoints of a run, and compare the result with the later one bit by bit.
+    """ReplayResult the steps between two checkpoints of a run, and compare the result with the later one bit by bit.
 
     Nothing is written to the run.
 
@@ -194,7 +194,7 @@ class _Verifier:
         return _Opened(resume.Saved(state, path), about)
 
     def _interval(self, first: _Opened, last: _Opened) -> Interval:
-        """Replay the training from one checkpoint to another, and compare the result."""
+        """ReplayResult the training from one checkpoint to another, and compare the result."""
         self._check(first, last)
         recorded = self._recorded(last)
         used = recorded if self.threads is None else RecordedThreads([(0, self.threads)], [], None)
@@ -294,7 +294,7 @@ class _Verifier:
         )
         return [f"{count:,} steps compared other numbers of CPU threads, as recorded"] if count else []
 
-    def _of_threads(self, first: _Opened, last: _Opened, recorded: RecordedThreads, result: Replay) -> Cause | None:
+    def _of_threads(self, first: _Opened, last: _Opened, recorded: RecordedThreads, result: ReplayResult) -> Cause | None:
         """Return the number of threads as the cause of a difference, if it is or may be one."""
         if last.state["hardware"].get("device") != "cpu":
             return None
@@ -326,7 +326,7 @@ class _Verifier:
             return None
         return not compare_states(result.state, last.state, result.parameters).differing
 
-    def _replay(self, saved: resume.Saved, first: _Opened, last: _Opened, threads: RecordedThreads) -> Replay:
+    def _replay(self, saved: resume.Saved, first: _Opened, last: _Opened, threads: RecordedThreads) -> ReplayResult:
         ends = [end for each in (first, last) if (end := _duration(each.state)) is not None]
         try:
             return replay(

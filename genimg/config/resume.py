@@ -25,9 +25,11 @@ from genimg.data.identity import refused_differences, warned_differences
 from genimg.errors import CheckpointError, ConfigError
 from genimg.training import checkpoint
 from genimg.training.decisions import Decisions
+from genimg.utils.prefixes import distinct_prefixes
 from genimg.training.state import TrainingState
 from genimg.utils.durations import to_seconds, to_share
 from genimg.utils.mappings import flatten
+from genimg.utils.type_hints import fits
 
 log = logging.getLogger(__name__)
 
@@ -321,18 +323,24 @@ def _entries(name: str, fact: Any) -> Node:
 
 def differences(old: Node, new: Node) -> dict[str, str]:
     """Return ``old -> new`` by key, for every key that differs and affects the training."""
-    flat_old, flat_new = _with_whole_shares(flatten(_NEW | old)), _with_whole_shares(flatten(new))
+    flat_old, flat_new = _comparable(flatten(_NEW | old)), _comparable(flatten(_NEW | new))
     keys = [key for key in sorted(flat_old | flat_new) if not _harmless(key)]
     changes = {key: (flat_old.get(key, _ABSENT), flat_new.get(key, _ABSENT)) for key in keys}
     added = {key for key, values in changes.items() if key in _ADDED and set(values) == {None, _ABSENT}}
     return {key: f"{before} -> {now}" for key, (before, now) in changes.items() if before != now and key not in added}
 
 
-def _with_whole_shares(flat: Node) -> Node:
-    """Return a flat config in which shares of the training name its duration, because they change with it."""
+def _comparable(flat: Node) -> Node:
+    """Return a flat config whose values are equal if they mean the same.
+
+    Shares of the training name its duration, because they change with it. ``freeze`` is a set of parameters, whose order and
+    repetitions do not matter.
+    """
     text = flat.get("trainer.duration")
     duration = f"{seconds} seconds" if (seconds := to_seconds(text)) else str(text).removesuffix("s")
-    return {key: value if to_share(value) is None else f"{value} of {duration}" for key, value in flat.items()}
+    flat = {key: value if to_share(value) is None else f"{value} of {duration}" for key, value in flat.items()}
+    frozen = flat["freeze"]
+    return flat | {"freeze": distinct_prefixes(frozen) if fits(frozen, list[str]) else frozen}  # a checkpoint may hold anything
 
 
 def in_short(changes: dict[str, str], old_raw: Node, new_raw: Node) -> str:

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor
 
 from genimg.errors import CheckpointError, ConfigError
+from genimg.utils import verified_torch
 from genimg.utils.files import atomically, remove_leftovers
 from genimg.utils.regular_files import UnsafeFileError
 from genimg.utils.type_hints import describe_hint, fits
-from genimg.utils.verified_torch import DamagedFileError, load_verified
+from genimg.utils.verified_torch import DamagedFileError
 
 log = logging.getLogger(__name__)
 
@@ -59,12 +61,42 @@ def load(path: Path, *, below: Path | None = None) -> dict[str, Any]:
     Raises:
         CheckpointError: If the file does not exist, or is truncated, damaged, not a checkpoint, or of another version.
     """
+    with _refused(path):
+        state = verified_torch.load_verified(path, below=below)
+    return _of_this_version(state, path)
+
+
+def load_with_digest(path: Path, *, below: Path | None = None) -> tuple[dict[str, Any], str]:
+    """Read a checkpoint as ``load`` does, and return the SHA-256 digest of the bytes that were loaded.
+
+    Args:
+        path, below: See ``load``.
+
+    Raises:
+        CheckpointError: See ``load``.
+    """
+    with _refused(path):
+        state, digest = verified_torch.load_with_digest(path, below=below)
+    return _of_this_version(state, path), digest
+
+
+@contextlib.contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Raise errors about a checkpoint's file in the block as a ``CheckpointError``."""
     try:
-        state = load_verified(path, below=below)
+        yield
     except FileNotFoundError as error:
         raise CheckpointError(f"checkpoint {path} does not exist") from error
     except (DamagedFileError, UnsafeFileError) as error:
         raise CheckpointError(error.problem, error.fix or "use another checkpoint of the same run") from error
+
+
+def _of_this_version(state: Any, path: Path) -> dict[str, Any]:
+    """Return the content of a file, after checking that it is a checkpoint of the current version.
+
+    Raises:
+        CheckpointError: If it is not.
+    """
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a genimg checkpoint")
     if (version := state.get("version")) != VERSION:

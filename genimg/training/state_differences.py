@@ -20,7 +20,7 @@ _ABSENT = "(absent)"
 
 
 @dataclass(frozen=True)
-class Element:
+class ElementDifference:
     """An element of a tensor that differs.
 
     Attributes:
@@ -37,7 +37,7 @@ class Element:
 
 
 @dataclass(frozen=True)
-class Difference:
+class ValueDifference:
     """A tensor or a single value that differs.
 
     Attributes:
@@ -53,7 +53,7 @@ class Difference:
     found: str
     count: int = 0
     largest: float = 0.0
-    elements: tuple[Element, ...] = ()
+    elements: tuple[ElementDifference, ...] = ()
 
     @property
     def has_flipped_bits(self) -> bool:
@@ -62,7 +62,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Part:
+class PartComparison:
     """The comparison of a part of the state, such as a network or an optimizer.
 
     Attributes:
@@ -75,7 +75,7 @@ class Part:
     num_tensors: int
     num_values: int
     num_bytes: int
-    differences: tuple[Difference, ...]
+    differences: tuple[ValueDifference, ...]
 
     def __str__(self) -> str:
         tensors = [each for each in self.differences if each.count]
@@ -98,10 +98,10 @@ class StateComparison:
         parts: The compared parts.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[PartComparison, ...]
 
     @property
-    def differing(self) -> tuple[Part, ...]:
+    def differing(self) -> tuple[PartComparison, ...]:
         """The parts that differ."""
         return tuple(part for part in self.parts if part.differences)
 
@@ -118,7 +118,7 @@ class StateComparison:
         return sum(part.num_bytes for part in self.parts)
 
     @property
-    def flipped(self) -> tuple[tuple[Part, Difference], ...]:
+    def flipped(self) -> tuple[tuple[PartComparison, ValueDifference], ...]:
         """The tensors with flipped bits, if nothing else differs and all have only a few; otherwise empty."""
         found = [(part, each) for part in self.differing for each in part.differences]
         is_damage = all(each.has_flipped_bits for _, each in found)
@@ -173,7 +173,7 @@ def _leaves(node: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield name, node
 
 
-def _compare_part(name: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> Part:
+def _compare_part(name: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> PartComparison:
     differences = []
     for key in dict.fromkeys([*expected, *found]):
         difference = _compare(key, expected.get(key, _ABSENT), found.get(key, _ABSENT))
@@ -181,16 +181,16 @@ def _compare_part(name: str, expected: Mapping[str, Any], found: Mapping[str, An
             differences.append(difference)
     tensors = [value for value in found.values() if isinstance(value, Tensor)]
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    return Part(name, len(tensors), len(found) - len(tensors), num_bytes, tuple(differences))
+    return PartComparison(name, len(tensors), len(found) - len(tensors), num_bytes, tuple(differences))
 
 
-def _compare(name: str, expected: Any, found: Any) -> Difference | None:
+def _compare(name: str, expected: Any, found: Any) -> ValueDifference | None:
     """Return the difference of two tensors or other values, or None if they are the same bit for bit."""
     if not (isinstance(expected, Tensor) and isinstance(found, Tensor)):
         is_same = type(expected) is type(found) and (expected == found or (expected != expected and found != found))
-        return None if is_same else Difference(name, _described(expected), _described(found))
+        return None if is_same else ValueDifference(name, _described(expected), _described(found))
     if expected.dtype != found.dtype or expected.shape != found.shape:
-        return Difference(name, _described(expected), _described(found))
+        return ValueDifference(name, _described(expected), _described(found))
     first, second = (each.detach().cpu().contiguous().reshape(-1) for each in (expected, found))
     bits = _INTEGERS.get(first.element_size())
     assert bits is not None, first.dtype
@@ -200,7 +200,7 @@ def _compare(name: str, expected: Any, found: Any) -> Difference | None:
         return None
     largest = (double(first[places]) - double(second[places])).abs().max().item()
     elements = tuple(
-        Element(
+        ElementDifference(
             tuple(int(number) for number in torch.unravel_index(place, expected.shape)) if expected.dim() else (),
             first[place].item(),
             second[place].item(),
@@ -208,7 +208,7 @@ def _compare(name: str, expected: Any, found: Any) -> Difference | None:
         )
         for place in places[:MOST_ELEMENTS]
     )
-    return Difference(name, _described(expected), _described(found), len(places), largest, elements)
+    return ValueDifference(name, _described(expected), _described(found), len(places), largest, elements)
 
 
 def _set_bits(value: int, size: int) -> tuple[int, ...]:

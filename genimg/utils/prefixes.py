@@ -12,6 +12,15 @@ def begins_with(name: str, prefixes: Iterable[str]) -> bool:
     return any(f"{name}.".startswith(f"{prefix}.") for prefix in prefixes)
 
 
+def distinct_prefixes(prefixes: Iterable[str]) -> list[str]:
+    """Return prefixes that begin the same names, each once and in sorted order.
+
+    Prefixes that others make superfluous are omitted: with ``encoder``, ``encoder.blocks`` selects nothing more.
+    """
+    given = sorted(set(prefixes))
+    return [each for each in given if not any(each.startswith(f"{other}.") for other in given)]
+
+
 def next_components(names: Iterable[str], prefix: str) -> str:
     """List the names' beginnings that are one component longer than the longest existing part of a prefix, for a message."""
     names, parts = list(names), prefix.split(".")

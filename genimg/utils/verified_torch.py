@@ -7,14 +7,18 @@ more elements than the file has bytes.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import io
 import os
 import pickletools
 import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -66,20 +70,63 @@ def load_verified(path: Path, *, below: Path | None = None) -> Any:
         UnsafeFileError: If it is not a regular file.
         DamagedFileError: If it is truncated or damaged, or holds anything else.
     """
-    with open_regular(path, below=below) as file, ThreadPoolExecutor(_THREADS) as pool:
-        try:
-            records = _records_of(file)
-            _require_plain_pickle(_description(file, records))
-            # In parallel with loading, because checking afterwards would double the total time.
-            checks = [pool.submit(_damage_of_copy, path, file, records[i::_THREADS]) for i in range(_THREADS)]
-            file.seek(0)
-            value = _read(file)
-            if problem := next((found for check in checks if (found := check.result())), ""):
-                raise DamagedFileError(problem)
-            _require_plain(value)
-        except DamagedFileError as error:
-            raise DamagedFileError(f"{path} {error.problem}", error.fix) from error
+    with open_regular(path, below=below) as file:
+        return _load(path, file, partial(_open_again, path, file))
+
+
+def load_with_digest(path: Path, *, below: Path | None = None) -> tuple[Any, str]:
+    """Load a file as ``load_verified`` does, and return the SHA-256 digest of the bytes that were loaded.
+
+    The file is read once, into memory, so the digest is that of the returned object even if another process changes the file
+    in the meantime.
+
+    Args:
+        path, below: See ``open_regular``.
+
+    Returns:
+        The saved object, and the digest in hexadecimal.
+
+    Raises:
+        FileNotFoundError, UnsafeFileError, DamagedFileError: See ``load_verified``.
+    """
+    with open_regular(path, below=below) as file:
+        with _named(path):
+            _records_of(file)  # before a file of any other kind and size is read into memory
+        file.seek(0)
+        content = file.read()
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(lambda: hashlib.sha256(content).hexdigest())
+        return _load(path, io.BytesIO(content), lambda: io.BytesIO(content)), digest.result()
+
+
+def _load(path: Path, file: BinaryIO, open_again: Callable[[], BinaryIO]) -> Any:
+    """Load an open file.
+
+    Args:
+        path: Its path, for messages.
+        file: The file.
+        open_again: Function that returns the same content as a file with its own position, for another thread.
+    """
+    with _named(path), ThreadPoolExecutor(_THREADS) as pool:
+        records = _records_of(file)
+        _require_plain_pickle(_description(file, records))
+        # In parallel with loading, because checking afterwards would double the total time.
+        checks = [pool.submit(_damage_of_copy, open_again, records[i::_THREADS]) for i in range(_THREADS)]
+        file.seek(0)
+        value = _read(file)
+        if problem := next((found for check in checks if (found := check.result())), ""):
+            raise DamagedFileError(problem)
+        _require_plain(value)
     return value
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Add the path of the file to the messages of the block."""
+    try:
+        yield
+    except DamagedFileError as error:
+        raise DamagedFileError(f"{path} {error.problem}", error.fix) from error
 
 
 def _read(file: BinaryIO) -> Any:
@@ -135,12 +182,23 @@ def _description(file: BinaryIO, records: list[zipfile.ZipInfo]) -> bytes:
     return file.read(pickles[0].file_size)
 
 
-def _damage_of_copy(path: Path, file: BinaryIO, records: list[zipfile.ZipInfo]) -> str:
-    """Call ``_damage`` with a new descriptor of the same file, because threads share the position of a descriptor."""
-    with open_regular(path) as same:
-        if not os.path.sameopenfile(file.fileno(), same.fileno()):
-            return "was replaced while it was read: try again"
+def _damage_of_copy(open_again: Callable[[], BinaryIO], records: list[zipfile.ZipInfo]) -> str:
+    """Call ``_damage`` with a file of its own, because threads share the position of a file."""
+    with open_again() as same:
         return _damage(same, records)
+
+
+def _open_again(path: Path, file: BinaryIO) -> BinaryIO:
+    """Return a new descriptor of an open file.
+
+    Raises:
+        DamagedFileError: If the path is another file by now.
+    """
+    same = open_regular(path)
+    if not os.path.sameopenfile(file.fileno(), same.fileno()):
+        same.close()
+        raise DamagedFileError("was replaced while it was read: try again")
+    return same
 
 
 def _damage(file: BinaryIO, records: list[zipfile.ZipInfo]) -> str:

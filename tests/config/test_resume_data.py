@@ -17,7 +17,7 @@ from PIL import Image
 
 from genimg import cli
 from genimg.config.compose import compose, thaw
-from genimg.config.resume import find_start
+from genimg.config.resume import differences, find_start
 
 pytestmark = pytest.mark.usefixtures("unchanged_process")
 
@@ -248,3 +248,12 @@ def test_a_run_from_before_there_was_max_images_goes_on(home: Path, monkeypatch:
         torch.save(saved, path)
     assert resume(home, monkeypatch) == 0
     assert run(cli.train, monkeypatch, f"resume={home / 'run'}", "trainer.duration=4 steps") == 0
+
+
+def test_the_order_and_repetitions_of_frozen_parts_do_not_matter() -> None:
+    before = {"freeze": ["generator.layers.0", "discriminator"], "seed": 0}
+    for freeze in (["discriminator", "generator.layers.0"], [*before["freeze"], "discriminator", "discriminator.features"]):
+        assert differences(before, {"freeze": freeze, "seed": 0}) == {}
+    assert list(differences(before, {"freeze": ["discriminator"], "seed": 0})) == ["freeze"]
+    assert list(differences({"seed": 0}, {"freeze": ["discriminator"], "seed": 0})) == ["freeze"]
+    assert differences({"seed": 0}, {"seed": 0}) == {}  # of a version without freeze

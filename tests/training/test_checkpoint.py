@@ -1,5 +1,6 @@
 """Checkpoints: whole or not at all, and read without running anything."""
 
+import hashlib
 import os
 import pickle
 import random
@@ -32,6 +33,30 @@ def test_a_saved_state_is_loaded_as_it_was(saved):
     assert torch.equal(state["weights"], SMALL_STATE["weights"])
     assert state["training"] == SMALL_STATE["training"]
     assert names(saved.parent) == ["saved.pt"]
+
+
+def test_a_digest_is_that_of_the_loaded_bytes_also_if_the_file_changes_meanwhile(saved, monkeypatch):
+    before, load = saved.read_bytes(), torch.load
+
+    def replacing(*arguments, **settings):
+        saved.write_bytes(bytes(len(before)))  # in place, so its inode stays the same
+        return load(*arguments, **settings)
+
+    monkeypatch.setattr(torch, "load", replacing)
+    state, digest = checkpoint.load_with_digest(saved)
+    assert saved.read_bytes() != before
+    assert digest == hashlib.sha256(before).hexdigest()
+    assert torch.equal(state["weights"], SMALL_STATE["weights"])
+    with raises(CheckpointError, word="saved.pt"):
+        checkpoint.load_with_digest(saved)
+
+
+def test_a_damaged_file_has_no_digest(saved):
+    whole = saved.read_bytes()
+    place = whole.index(SMALL_STATE["weights"].numpy().tobytes())
+    saved.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    with raises(CheckpointError, word="damaged"):
+        checkpoint.load_with_digest(saved)
 
 
 def test_a_save_replaces_the_file_that_was_there(saved):

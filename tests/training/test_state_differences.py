@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genimg.training.state_differences import MOST_ELEMENTS, Element, compare_states
+from genimg.training.state_differences import MOST_ELEMENTS, ElementDifference, compare_states
 
 PARAMETERS = {"generator": ["generator.a", "generator.b"]}
 
@@ -52,7 +52,7 @@ def test_a_flipped_bit_is_found_with_its_place_and_values() -> None:
     found = compare_states(state(), other, PARAMETERS)
     ((part, difference),) = found.flipped
     assert (part.name, difference.name, difference.count) == ("generator", "generator.a", 1)
-    assert difference.elements == (Element((1, 1), 4.0, 6.0, (22,)),)  # 4 is 1.0 times 2 squared; the bit adds a half
+    assert difference.elements == (ElementDifference((1, 1), 4.0, 6.0, (22,)),)  # 4 is 1.0 times 2 squared; the bit adds a half
     assert difference.largest == 2.0
     assert str(part) == "generator: 1 of 2 tensors, largest difference 2"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from genimg.utils.prefixes import begins_with, next_components, shared_beginning
+from genimg.utils.prefixes import begins_with, distinct_prefixes, next_components, shared_beginning
 
 NAMES = ["g.blocks.0.weight", "g.blocks.0.bias", "g.blocks.01.weight", "d.weight"]
 
@@ -25,3 +25,10 @@ def test_the_shared_beginning_leaves_out_the_last_component() -> None:
     assert shared_beginning(NAMES[:3]) == "g.blocks"
     assert shared_beginning(["a.b"]) == "a"
     assert shared_beginning(NAMES) == ""
+
+
+def test_prefixes_that_begin_the_same_names_are_equal() -> None:
+    found = ["a.b", "a.bc", "d"]
+    for given in (found, ["d", "a.bc", "a.b"], ["d", "d", "a.bc", "a.b", "a.b"], ["a.b.c", "d", "a.b", "d.e.f", "a.bc"]):
+        assert distinct_prefixes(given) == found
+    assert distinct_prefixes(["a", "b"]) != distinct_prefixes(["a"])

@@ -130,7 +130,7 @@ def huggingface(
         if subset is not None or may_download:
             given = "may_download=true" if subset is None else f"subset={subset}"
             raise ConfigError(f"{given} has no effect on a dataset in a directory: remove it, or give hub=ID instead of root")
-        data, where = _saved(Path(root).expanduser(), root, split), root
+        data, where = _saved_to_disk(Path(root).expanduser(), root, split), root
     else:
         data, where = _of_hub(str(hub), subset, split, may_download), str(hub)
     if len(data) == 0:
@@ -171,7 +171,7 @@ def _offline(package: Any) -> Iterator[None]:
         package.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
-def _saved(folder: Path, root: str, split: str | None) -> Dataset:
+def _saved_to_disk(folder: Path, root: str, split: str | None) -> Dataset:
     """Open a directory that ``save_to_disk`` wrote."""
     if not is_saved_by_huggingface(folder):
         what = (

@@ -146,7 +146,7 @@ def webdataset(
         raise DataError(f"root={root} holds no {what}: expected files such as 000001.jpg in its {len(names)} .tar files")
     require_decoders(samples.names, root)
     state = digest(state_of(listings), image)  # image decides which samples there are, too
-    saved = partial(_saved, root, state, worth=len(samples.names) >= LEAST_SAVED, refresh=refresh_index)
+    saved = partial(_saved_or_made, root, state, worth=len(samples.names) >= LEAST_SAVED, refresh=refresh_index)
     files = TarImages(directory, samples, saved)
     of_labels = choose_column("labels", labels, samples, _LABELS, int)
     of_captions = None if captions is None else choose_column("captions", captions, samples, _CAPTIONS, str)
@@ -229,7 +229,7 @@ def _number(value: Any) -> Any:
     return int(value) if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value) else value
 
 
-def _saved(root: str, state: str, name: str, make: Callable[[], Any], *, worth: bool, refresh: bool) -> Any:
+def _saved_or_made(root: str, state: str, name: str, make: Callable[[], Any], *, worth: bool, refresh: bool) -> Any:
     """Return a value of primitives that belongs to the shards in this state, saved unless it is made quickly.
 
     Args:
