@@ -34,6 +34,7 @@ LAYERS = {
     "genimg.cli": 11,
     "genimg.eval": 12,
     "genimg.train": 12,
+    "genimg.verify": 12,
 }
 """The number of each package: it may import from itself and from packages of lower numbers, whose equals it does not know."""
 BELOW_CONFIG = [name for name, layer in LAYERS.items() if layer < LAYERS["genimg.config"]]

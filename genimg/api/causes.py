@@ -9,7 +9,6 @@ from genimg.api.verification import Cause
 from genimg.config import resume
 from genimg.config.compose import thaw
 from genimg.data.identity import refused_differences, warned_differences
-from genimg.training.state import TrainingState
 from genimg.training.state_differences import StateComparison
 from genimg.utils.mappings import flatten
 
@@ -52,7 +51,9 @@ def facts_changed(first: Facts, last: Facts, now: Facts) -> Iterator[Cause]:
         yield from _differing("precision", key, before, after, now["precision"] if key == "precision" else after)
     performance = (facts.get("performance") for facts in (first, last, now))
     yield from _differing("precision", "the performance settings", *performance)
-    yield from _differing("hardware", "the number of processes", first.get("processes"), last.get("processes"), 1)
+    yield from _differing(
+        "hardware", "the number of processes", first.get("processes"), last.get("processes"), now["processes"]
+    )
     for title, state in (("earlier", first), ("later", last)):
         before = state.get("data") or {}
         found = [*refused_differences(before, now["data"]), *warned_differences(before, now["data"])] if before else []
@@ -66,21 +67,6 @@ def _differing(kind: str, title: str, first: Any, last: Any, now: Any) -> Iterat
     if any(value != known[0] for value in known):
         before, after = (_UNKNOWN if value is None else value for value in (first, last))
         yield Cause(kind, f"{title}: {before} (earlier checkpoint), {after} (later checkpoint), {now} (replay)")
-
-
-def threads_changed(state: TrainingState, first: int, last: int) -> list[str]:
-    """Return where the number of CPU threads changed, one phrase each.
-
-    Args:
-        state: State of the later checkpoint, which records them.
-        first, last: Numbers of the first step of the replay, and of the step after its last one.
-    """
-    pairs = zip(state.threads, state.threads[1:], strict=False)
-    return [
-        f"the number of CPU threads changed from {before} to {now} at step {step:,}"
-        for (_, before), (step, now) in pairs
-        if first <= step < last and before != now
-    ]
 
 
 def find_causes(

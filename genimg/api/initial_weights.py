@@ -6,6 +6,7 @@ import importlib.util
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -188,6 +189,34 @@ class InitialWeights:
                 "help little",
                 self.given, old, new,
             )  # fmt: skip
+
+
+def read_again(record: Mapping[str, Any], given: str | Path | None, allow: Sequence[str]) -> InitialWeights:
+    """Read the weights from which an earlier run started, to repeat its start.
+
+    The recorded path is not opened unless the user gives it, because a checkpoint must not choose files.
+
+    Args:
+        record: Record of the weights in the run's checkpoints; empty if the run started from random weights.
+        given: Checkpoint, run directory or .safetensors file that the user gave; None if there is none.
+        allow: Packages that the user trusts in addition to genimg.
+
+    Raises:
+        CheckpointError: If no file is given, or it is missing, broken or not the recorded one.
+        ConfigError: If the run started from random weights.
+    """
+    path, digest = record.get("path"), record.get("sha256")
+    if given is None:
+        problem = f"the run started from the weights in {path} (SHA-256 {digest}), which its checkpoints do not hold"
+        fix = f"set init_from={path} to start from that file, or give a kept checkpoint with first=STEP"
+        raise CheckpointError(problem, fix, key="init_from")
+    if not record:
+        raise ConfigError(f"init_from={given} has no effect: the run started from random weights", "remove it", key="init_from")
+    found = InitialWeights.open(str(given), allow)
+    if found.record["sha256"] != digest:
+        problem = f"init_from={given} is not the file that the run started from: its SHA-256 is {found.record['sha256']}"
+        raise CheckpointError(problem, f"give {path} as it was then, with the SHA-256 {digest}", key="init_from")
+    return found
 
 
 def warn_without_initial_weights(method: Method, model: object) -> None:

@@ -17,6 +17,7 @@ import torch
 import genimg
 from genimg.api.assemble import assemble
 from genimg.api.data import own_dataset
+from genimg.api.method import Initialise
 from genimg.api.time_budget import silent
 from genimg.api.trained_networks import frozen_weights
 from genimg.config import resume, untrusted
@@ -32,6 +33,7 @@ from genimg.training.logger import SilentLogger
 from genimg.training.recorded_threads import RecordedThreads
 from genimg.training.thread_choice import same_threads_afterwards, set_threads
 from genimg.training.trainer import Trainer
+from genimg.utils.distributed import world_size
 from genimg.utils.progress import Progress
 
 _MOST_THREADS = 1024
@@ -64,11 +66,12 @@ def replay(
     threads: RecordedThreads,
     ends: Sequence[int] = (),
     from_the_start: bool = False,
+    initialise: Initialise | None = None,
     dataset: object = None,
 ) -> ReplayResult:
     """Repeat the steps of a training after a checkpoint.
 
-    Nothing is evaluated, drawn or logged, and no file is written.
+    Nothing is evaluated, drawn or logged, and no file is written. All ranks must call it.
 
     Args:
         saved: Complete checkpoint.
@@ -77,6 +80,7 @@ def replay(
         threads: Number of CPU threads of every step.
         ends: Numbers of images at which the training has ended and was continued later, and therefore logged.
         from_the_start: Whether to begin with the initial weights instead of the checkpoint.
+        initialise: See ``build_method``; only with ``from_the_start``, and only the first rank needs it.
         dataset: Images of a training with ``data=given``.
 
     Raises:
@@ -99,6 +103,7 @@ def replay(
                 weights=state["method"],
                 trained=trained,
                 check_classes=partial(resume.check_classes, state, force=False),
+                initialise=initialise,
                 from_the_start=from_the_start,
                 evaluates=False,
             ).components
@@ -123,6 +128,7 @@ def replay(
                 "torch_version": str(torch.__version__),
                 "numpy_version": np.__version__,
                 "hardware": hardware,
+                "processes": world_size(),
                 "performance": parts.performance.describe(parts.optimizers.values()),
                 "precision": parts.precision.name,
                 "data": parts.identity(),

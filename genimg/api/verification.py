@@ -109,7 +109,7 @@ class Interval:
         lines = [self.headline()]
         for name, each in (("earlier", self.first), ("later", self.last)):
             if each.path is not None:
-                lines.append(f"  {name} checkpoint  {relative(each.path)}  sha256 {each.sha256}")
+                lines.append(f"  {f'{name} checkpoint':<20}{relative(each.path)}  sha256 {each.sha256}")
         lines.append(f"  config              sha256 {self.last.config_sha256}")
         steps, images = self.last.step - self.first.step, self.last.images - self.first.images
         lines.append(f"  replayed            {steps:,} steps, {images:,} images in {time_in_words(self.seconds)}")
@@ -160,6 +160,7 @@ class Verification:
         intervals: The replayed parts of the training, in order.
         versions: Versions of genimg, Python and the packages that affect results.
         hardware: Device and processor of the replay.
+        processes: Number of processes of the replay, which is that of the training.
         date: Date and time of the replay in UTC, in ISO 8601.
         advice: What to do next; empty if everything is certified.
     """
@@ -168,6 +169,7 @@ class Verification:
     intervals: tuple[Interval, ...]
     versions: Mapping[str, str] = field(repr=False)
     hardware: Mapping[str, Any] = field(repr=False)
+    processes: int
     date: str
     advice: Sequence[str] = ()
 
@@ -194,6 +196,8 @@ class Verification:
         lines.append(f"run                   {relative(self.run)}")
         lines.append("versions              " + ", ".join(f"{name} {self.versions[name]}" for name in _VERSIONS))
         lines.append("hardware              " + ", ".join(str(hardware[key]) for key in _HARDWARE if key in hardware))
+        if self.processes > 1:
+            lines.append(f"processes             {self.processes}")
         lines.append(f"date                  {self.date}")
         return [*lines, *self.advice]
 
@@ -209,6 +213,7 @@ class Verification:
             "first_bad_interval": None if bad is None else self.intervals.index(bad),
             "versions": dict(self.versions),
             "hardware": dict(self.hardware),
+            "processes": self.processes,
             "date": self.date,
         }
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from genimg.config.structure import require_saved_structure
 from genimg.errors import CheckpointError
 from genimg.training import checkpoint
 from genimg.utils.files import InUseError, is_locked
 from genimg.utils.paths import expanded
 
 _MORE = "a run keeps more of them with a larger trainer.keep_last or a smaller trainer.checkpoint_interval"
-_START = "0"
+
+
+def is_start(first: int | str | Path | None) -> bool:
+    """Return whether ``first`` stands for the start of the training, that is, its initialisation."""
+    return str(first) == "0"
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,23 @@ class KeptCheckpoints:
         """The first kept checkpoint."""
         return self.paths[min(self.paths)]
 
-    def before(self, step: int) -> Path | None:
-        """Return the last kept checkpoint before a step, or None if there is none."""
-        steps = [each for each in self.paths if each < step]
-        return self.paths[max(steps)] if steps else None
+    def before(self, step: int) -> Sequence[Path]:
+        """Return the kept checkpoints before a step, in order."""
+        return [path for each, path in self.paths.items() if each < step]
 
-    def chosen(self, first: int | str | Path | None, last: int | str | Path | None, *, all: bool) -> Sequence[Path | None]:
+    def chosen(
+        self,
+        first: int | str | Path | None,
+        last: int | str | Path | None,
+        *,
+        all: bool,
+        step_in: Callable[[Path], int],
+    ) -> Sequence[Path | None]:
         """Return the files to verify in order; None as the first stands for the initialisation.
 
         Args:
             first, last, all: See ``genimg.api.verify.verify``.
+            step_in: Function that returns the step of a checkpoint that is not one of ``paths``.
 
         Raises:
             CheckpointError: If there are no such checkpoints, or fewer than two.
@@ -72,21 +81,28 @@ class KeptCheckpoints:
         end = self.paths[max(self.paths)] if last is None else self._named("last", last)
         start: Path | None = None
         if first is None:
-            steps = [step for step in self.paths if step < self._step_of(end)]
-            if not steps:
+            before = self.before(self._step_of(end, step_in))
+            if not before:
                 raise CheckpointError(
                     f"run={self.run} holds no checkpoint before {end.name}, from which it could be replayed",
                     f"give first=0 to replay it from the initialisation; {_MORE}",
                     key="first",
                 )
-            start = self.paths[min(steps) if all else max(steps)]
-        elif str(first) != _START:
+            start = before[0 if all else -1]
+        elif not is_start(first):
             start = self._named("first", first)
         if not all:
             return [start, end]
-        low = 0 if start is None else self._step_of(start)
-        between = [path for step, path in self.paths.items() if low < step < self._step_of(end)]
+        low = 0 if start is None else self._step_of(start, step_in)
+        high = self._step_of(end, step_in)
+        between = [path for step, path in self.paths.items() if low < step < high]
         return [start, *between, end]
+
+    def _step_of(self, path: Path, step_in: Callable[[Path], int]) -> int:
+        """Return the step of a checkpoint, from its name if it is one of ``paths``."""
+        same = (step for step, each in self.paths.items() if each == path or each.samefile(path))
+        found = next(same, None)
+        return step_in(path) if found is None else found
 
     def _named(self, key: str, given: int | str | Path) -> Path:
         """Return the file of a step, or the one that a path or a name in the folder of checkpoints refers to.
@@ -107,30 +123,3 @@ class KeptCheckpoints:
         if found is None:
             raise CheckpointError(f"{key}={given} does not exist", "give a step or a checkpoint file", key=key)
         return found
-
-    def _step_of(self, path: Path) -> int:
-        """Return the step of a checkpoint, from its name if that holds it."""
-        for step, each in self.paths.items():
-            if each == path or each.samefile(path):
-                return step
-        return step_in(checked(path))
-
-
-def checked(path: Path, *, below: Path | None = None) -> dict[str, Any]:
-    """Read a checkpoint, and check that it is intact and complete.
-
-    Args:
-        path, below: See ``checkpoint.load``.
-
-    Raises:
-        CheckpointError: If it is damaged, or not a complete checkpoint.
-    """
-    state = checkpoint.load(path, below=below)
-    checkpoint.require_whole(state, path)
-    require_saved_structure(state["config"], path)
-    return state
-
-
-def step_in(state: Mapping[str, Any]) -> int:
-    """Return the step at which a complete checkpoint was written."""
-    return int(state["training"]["images"] // state["config"]["trainer"]["batch_size"])

@@ -556,6 +556,9 @@ class Verify:
     )
     all: bool = option("Verify each kept checkpoint from first (null: the first kept one) to last", False)
     data_root: str | None = option("Directory of the dataset, if it has moved", None, type="directory | null")
+    init_from: str | None = option(
+        "With first=0, the weights that the run started from: the same as in its training", None, type="run | file | null"
+    )
 
     device: str = option("Device of the same kind as in the training; auto: that kind", "auto", type=_DEVICE, heading="Replay")
     threads: int | None = option("Number of CPU threads; null: the recorded numbers", None)
