@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from genimg.api import thread_records
-from genimg.api.causes import facts_changed, find_causes
+from genimg.api.causes import facts_changed, find_causes, settings_changed
 from genimg.api.data import root_key
 from genimg.api.initial_weights import InitialWeights, read_again
 from genimg.api.inputs import of_option
@@ -124,8 +124,9 @@ class ReplayedInterval:
                 is_explained=lambda: self._is_equal(self._with_later_settings(), used),
             )  # fmt: skip
         else:
-            changed = facts_changed(first.state, last.state, result.facts)
-            notes += [f"different, but without effect: {each.text}" for each in changed]
+            changed = [f"a setting: {line}" for line in settings_changed(first.state, last.state)]
+            changed += [each.text for each in facts_changed(first.state, last.state, result.facts)]
+            notes += [f"different, but without effect: {each}" for each in changed]
         interval = Interval(first.about, last.about, comparison, causes, tuple(notes), result.numbers, result.seconds)
         found: Interval = broadcast_object(interval)  # facts may differ between hosts, and all ranks must continue alike
         return found

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from genimg.api.verification import Verification
 from genimg.errors import CheckpointError, ConfigError, DataError
 from genimg.training import performance, thread_choice
 from genimg.training.thread_choice import ThreadChoice
+from genimg.utils import verified_torch
 from genimg.utils.files import InUseError
+from genimg.utils.regular_files import open_regular
 
 SMALL = [
     "data=shapes", "data.num_images=64", "data.image_size=16", "trainer.batch_size=16", "trainer.preview_images=4",
@@ -41,6 +45,11 @@ FAMILIES = {
     "flow": [
         *SMALL, "evaluation=none", "model=flow_small", *tiny.DIFFUSION, "conditioning=label", "ema=[exponential,power]",
         "schedule=warmup", "trainer.duration=9 steps",
+    ],
+    "shares": [
+        *(each for each in SMALL if "_interval=" not in each), "trainer.checkpoint_interval='33 %'",
+        "trainer.log_interval='20 %'", "evaluation=none", "model=vae_small", *tiny.AUTOENCODERS["vae_small"],
+        "loss.warm_up='60 %'", "schedule=warmup", "schedule.warmup='40 %'", "trainer.duration=9 steps",
     ],
     # With an evaluation after every second step, whose standing statistics and densities must not reach the checkpoints.
     "biggan": [
@@ -133,7 +142,7 @@ def test_an_honest_run_is_certified_and_stays_as_it_is(name: str, tmp_path: Path
     assert contents(run_dir) == before
     assert all(not interval.notes for interval in found.intervals)
     steps = [interval.last.step for interval in found.intervals]
-    assert steps == {"vae": [steps[-1]], "gan": [3, 6, 9], "flow": [3, 6, 9]}.get(name, [2, 3, 4, 6])
+    assert steps == {"vae": [steps[-1]], "biggan": [2, 3, 4, 6], "rae": [2, 3, 4, 6]}.get(name, [3, 6, 9])
     last = torch.load(run_dir / "checkpoints/last.pt", weights_only=True)
     compared = found.intervals[-1].comparison
     assert compared is not None
@@ -258,6 +267,13 @@ def test_a_changed_state_without_a_recorded_cause_says_so(run: Path) -> None:
     assert "all=true" in found.advice[0]
 
 
+def test_a_changed_setting_without_effect_is_noted(run: Path) -> None:
+    change(file(run, 9), lambda state: state["config"]["optimizer"].update(lr=5e-4))
+    (interval,) = genimg.verify(run).intervals
+    assert interval.certified
+    assert "optimizer.lr: 0.001 -> 0.0005" in interval.notes[0]
+
+
 def test_recorded_facts_that_differ_are_named(run: Path) -> None:
     def edit(state: dict[str, Any]) -> None:
         state["torch_version"], state["hardware"]["instructions"] = "2.0.0", "AVX2"
@@ -336,11 +352,84 @@ def test_checkpoints_that_cannot_be_replayed_here_are_refused(edit: Any, key: st
         genimg.verify(run)
 
 
-def test_the_start_of_a_run_from_the_weights_of_another_is_refused(run: Path, tmp_path: Path) -> None:
-    other = train(tmp_path / "other", *GAN, "trainer.duration=6 steps", f"init_from={run}")
+def test_another_duration_of_a_run_with_shares_is_named(tmp_path: Path) -> None:
+    run_dir = train(tmp_path / "run", *FAMILIES["shares"])
+    genimg.train([f"resume={run_dir}", "trainer.duration=18 steps", "resume_force=true"])
+    found = genimg.verify(run_dir, first=9, last=12)
+    texts = [cause.text for cause in found.intervals[0].causes]
+    assert kinds(found) == [["settings", "settings"]]
+    assert "loss.warm_up: 60 % of 9 step -> 60 % of 18 step" in texts[0]
+    assert [cause.is_established for cause in found.intervals[0].causes] == [True, True]
+
+
+FROZEN = ["freeze=[generator.layers.0,discriminator.features]", "penalty=[r1_lazy]", "init_match=some"]
+
+
+def test_the_start_from_the_weights_of_another_run_needs_these_weights(run: Path, tmp_path: Path) -> None:
+    other = train(tmp_path / "other", *GAN, *FROZEN, "trainer.duration=6 steps", f"init_from={run}")
     with raises(CheckpointError, "init_from", str(run.resolve() / "checkpoints/last.pt")):
         genimg.verify(other, first=0)
-    assert genimg.verify(other).certified
+    found = genimg.verify(other, first=0, all=True, init_from=run)
+    assert [(each.first.step, each.last.step, each.certified) for each in found.intervals] == [(0, 3, True), (3, 6, True)]
+    digest = hashlib.sha256(file(run, 9).read_bytes()).hexdigest()
+    assert [digest in " ".join(each.notes) for each in found.intervals] == [True, False]
+    copy = shutil.copy(file(run, 9), tmp_path / "copy.pt")
+    assert genimg.verify(other, first=0, last=3, init_from=copy).certified
+    with raises(CheckpointError, "init_from", digest):
+        genimg.verify(other, first=0, init_from=file(run, 6))
+    with raises(CheckpointError, "init_from"):
+        genimg.verify(other, first=0, init_from=tmp_path / "nowhere")
+    with raises(ConfigError, "init_from"):
+        genimg.verify(other, init_from=run)
+    with raises(ConfigError, "init_from"):
+        genimg.verify(run, first=0, init_from=run)
+
+
+def test_the_order_of_frozen_parts_is_no_change(tmp_path: Path) -> None:
+    run_dir = train(tmp_path / "run", *GAN, FROZEN[0], "trainer.duration=3 steps")
+    again = "freeze=[discriminator.features,generator.layers.0,generator.layers.0]"
+    genimg.train([f"resume={run_dir}", again, "trainer.duration=6 steps"])
+    assert genimg.verify(run_dir).certified
+    change(file(run_dir, 6), lambda state: state["method"][NAME].mul_(1.01))
+    assert kinds(genimg.verify(run_dir)) == [["unknown"]]
+
+
+def test_a_run_on_tar_shards_is_replayed(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    for shard in range(4):
+        with tarfile.open(tmp_path / "shards" / f"{shard}.tar", "w") as archive:
+            for number in range(8):
+                content = io.BytesIO()
+                Image.effect_noise((16, 16), 80).convert("RGB").save(content, "PNG")
+                entry = tarfile.TarInfo(f"{shard}{number}.png")
+                entry.size = content.tell()
+                content.seek(0)
+                archive.addfile(entry, content)
+    settings = [each for each in GAN if not each.startswith(("data=", "data.num_images"))]
+    shards = ["data=webdataset", f"data.root={tmp_path / 'shards'}", "data.shuffle_buffer=16"]
+    run_dir = train(tmp_path / "run", *shards, *settings, "trainer.duration=6 steps")
+    assert genimg.verify(run_dir, first=0, all=True).certified
+    (tmp_path / "shards").rename(tmp_path / "moved")
+    assert genimg.verify(run_dir, data_root=tmp_path / "moved").certified
+    shutil.copy(tmp_path / "moved/1.tar", tmp_path / "moved/0.tar")
+    assert kinds(genimg.verify(run_dir, data_root=tmp_path / "moved")) == [["data"]]
+
+
+def test_each_file_is_read_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def noted(path: Path, **more: Any) -> Any:
+        opened.append(path.name)
+        return open_regular(path, **more)
+
+    monkeypatch.setattr(verified_torch, "open_regular", noted)
+    flip(file(run, 6))
+    outside = shutil.copy(file(run, 9), run.parent / "outside.pt")
+    genimg.verify(run, first=0, last=outside, all=True)
+    assert sorted(opened) == ["outside.pt", "step-00000003.pt", "step-00000006.pt"]
+    opened.clear()
+    genimg.verify(run)  # also the checkpoint before the first one
+    assert sorted(opened) == ["step-00000003.pt", "step-00000006.pt", "step-00000009.pt"]
 
 
 def test_a_single_checkpoint_needs_the_start(run: Path) -> None:
