@@ -41,6 +41,7 @@ REPLACED = [  # parts of arguments, and what stands for them here
     (r"^\.\.\.$", ""),  # "and so on"
     (r"^ckpt=\.\.\.$", "ckpt=RUN"),
     (r"outputs/multirun/(DATE|\d{4}-\d\d-\d\d)/[^/,\]]+", "SWEEP"),
+    (r"outputs/DATE/OTHER_RUN", "runs/kept"),
     (r"outputs/(DATE/RUN|\.\.\.)", "RUN"),
     (r"outputs/\d{4}-\d\d-\d\d/[^/,\]]+", "RUN"),  # a run by its date
     (r"^label_from=horse$", "label_from=3"),  # classes of MNIST
@@ -50,7 +51,8 @@ REPLACED = [  # parts of arguments, and what stands for them here
     (r"^evaluation=(inception|dinov2|clip)$", "evaluation=shapes"),  # their weights are not available in tests
 ]
 RUNS_FOR = [  # of words that a command holds, the run that RUN is; the first that fits
-    (r"^genimg-verify", "kept"),
+    (r"^genimg-verify .*init_from=", "fine_tuned"),
+    (r"genimg[-.]verify", "kept"),
     (r"^genimg-latents .*(mix=|space=w)", "styles"),
     (r"^genimg-latents|latents=found", "kept"),
     (r"label_to=", "flow"),
@@ -113,6 +115,7 @@ MODELS = tiny.SIZES | tiny.AUTOENCODERS | tiny.TRANSLATORS | tiny.DENOISERS | ti
 MODELS |= tiny.RANDOM_TRANSLATORS | tiny.REFLOW | dict.fromkeys(tiny.LATENT_DENOISERS, tiny.DIFFUSION)
 RUNS = {
     "kept": ["model=dcgan_small", "data=mnist", "evaluation=none", "trainer.checkpoint_interval=1 steps"],
+    "fine_tuned": ["model=dcgan_small", "data=mnist", "evaluation=none", "init_from=runs/kept"],
     "digits": ["model=dcgan_small", "data=mnist", "conditioning=projection", "evaluation=mnist"],
     "styles": ["model=stylegan2_small", "data.num_images=64", "conditioning=projection", "evaluation=none"],
     "texts": ["conditioning=text", "data.num_images=64", "evaluation=none"],
