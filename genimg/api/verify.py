@@ -38,7 +38,7 @@ def verify(
     allow: Sequence[str] = (),
     named: Mapping[str, Any] = MappingProxyType({}),
 ) -> Verification:
-    """ReplayResult the steps between two checkpoints of a run, and compare the result with the later one bit by bit.
+    """Replay the steps between two checkpoints of a run, and compare the result with the later one bit by bit.
 
     Nothing is written to the run. A run of several processes is verified by as many processes of torchrun, each of which calls
     this function.
@@ -98,7 +98,8 @@ def _advice(kept: KeptCheckpoints, intervals: Sequence[Interval], *, all: bool) 
     causes = intervals[0].causes
     if all or len(intervals) > 1 or len(kept.paths) < 3 or _are_known(causes):
         return []
-    return [f"to verify every checkpoint that the run has kept: genimg-verify {argument('run', relative(kept.run))} all=true"]
+    command = "genimg-verify" if world_size() == 1 else f"torchrun --nproc-per-node={world_size()} -m genimg.verify"
+    return [f"to verify every checkpoint that the run has kept: {command} {argument('run', relative(kept.run))} all=true"]
 
 
 def _are_known(causes: Sequence[Cause]) -> bool:
