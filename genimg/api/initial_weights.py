@@ -6,6 +6,7 @@ import importlib.util
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from genimg.api.checkpoints import TrainedCheckpoint
+from genimg.api.method import Initialise
 from genimg.api.weight_matching import ClassChange, Matches, Row, estimate_singular_vectors, match, table
 from genimg.config.instantiate import present_name
 from genimg.errors import CheckpointError, ConfigError
@@ -110,6 +112,10 @@ class InitialWeights:
         log.info("starting from %s: weights %s%s", path, weights, trained)
         parts = None if config is None else lambda method: names_of_parts(method, direction)
         return cls(given, tensors, record, model, None if config is None else tuple(map(str, classes)), parts, is_file=True)
+
+    def loader(self, config: Mapping[str, Any]) -> Initialise:
+        """Return ``load_into`` with the options ``init_match`` and ``init_parts`` of a run's config."""
+        return partial(self.load_into, some=config.get("init_match") == "some", parts=config.get("init_parts"))
 
     def load_into(
         self,

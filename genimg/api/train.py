@@ -302,9 +302,6 @@ def _built(
         warn_of_missing_penalties(composition)
     if config["print_config"] and rank() == 0:
         print(OmegaConf.to_yaml(OmegaConf.create(thaw(config))))
-    initialise = None
-    if initial is not None:
-        initialise = partial(initial.load_into, some=config["init_match"] == "some", parts=config["init_parts"])
     build = partial(
         assemble,
         device_name=device_name if world_size() > 1 else config["device"],
@@ -314,7 +311,7 @@ def _built(
         weights=None if saved is None else saved.state["method"],
         trained={} if found is None or saved is not None else found[1],
         check_classes=None if saved is None else partial(resume.check_classes, saved.state, force=bool(config["resume_force"])),
-        initialise=initialise,
+        initialise=None if initial is None else initial.loader(config),
     )
     searches = saved is None and config["trainer"]["accumulation"] == "auto"
     resolve = partial(resolve_auto, may_compile=not config["dry_run"])

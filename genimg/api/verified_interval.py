@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +227,7 @@ class ReplayedInterval:
     def _initialise(self, saved: resume.Saved) -> Initialise | None:
         """Return the function that replaces the random initial weights, if the run has started from others."""
         weights = self._initial_weights
-        return None if weights is None else partial(weights.load_into, some=saved.state["config"].get("init_match") == "some")
+        return None if weights is None else weights.loader(saved.state["config"])
 
     @cached_property
     def _initial_weights(self) -> InitialWeights | None:

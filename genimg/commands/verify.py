@@ -34,10 +34,6 @@ def verify(composed: DictConfig) -> None:
             logging.disable(logging.WARNING)  # the first rank logs the same
         with raise_on_any_rank():
             if output is not None and rank() == 0:
-                if output.suffix != ".json":
-                    raise ConfigError(
-                        f"output={options.output} must end in .json, as the certificate is a JSON file: rename it"
-                    )
                 check_writable("output", output)
         with logging_redirect_tqdm():
             found = verify_run(

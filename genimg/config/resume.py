@@ -25,10 +25,10 @@ from genimg.data.identity import refused_differences, warned_differences
 from genimg.errors import CheckpointError, ConfigError
 from genimg.training import checkpoint
 from genimg.training.decisions import Decisions
-from genimg.utils.prefixes import distinct_prefixes
 from genimg.training.state import TrainingState
 from genimg.utils.durations import to_seconds, to_share
 from genimg.utils.mappings import flatten
+from genimg.utils.prefixes import distinct_prefixes
 from genimg.utils.type_hints import fits
 
 log = logging.getLogger(__name__)

@@ -362,11 +362,12 @@ def test_another_duration_of_a_run_with_shares_is_named(tmp_path: Path) -> None:
     assert [cause.is_established for cause in found.intervals[0].causes] == [True, True]
 
 
-FROZEN = ["freeze=[generator.layers.0,discriminator.features]", "penalty=[r1_lazy]", "init_match=some"]
+FROZEN = ["freeze=[generator.layers.0,discriminator.features]", "penalty=[r1_lazy]"]
 
 
-def test_the_start_from_the_weights_of_another_run_needs_these_weights(run: Path, tmp_path: Path) -> None:
-    other = train(tmp_path / "other", *GAN, *FROZEN, "trainer.duration=6 steps", f"init_from={run}")
+@pytest.mark.parametrize("loading", ["init_match=some", "init_parts=[generator]"])
+def test_the_start_from_the_weights_of_another_run_needs_these_weights(run: Path, tmp_path: Path, loading: str) -> None:
+    other = train(tmp_path / "other", *GAN, *FROZEN, loading, "trainer.duration=6 steps", f"init_from={run}")
     with raises(CheckpointError, "init_from", str(run.resolve() / "checkpoints/last.pt")):
         genimg.verify(other, first=0)
     found = genimg.verify(other, first=0, all=True, init_from=run)
