@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ class KeptCheckpoints:
         all: bool,
         step_in: Callable[[Path], int],
     ) -> Sequence[Path | None]:
-        """Return the files to verify in order; None as the first stands for the initialisation.
+        """Return the files to verify in order, the last two perhaps of one step; None stands for the initialisation.
 
         Args:
             first, last, all: See ``genimg.api.verify.verify``.
@@ -78,7 +79,7 @@ class KeptCheckpoints:
         Raises:
             CheckpointError: If there are no such checkpoints, or fewer than two.
         """
-        end = self.paths[max(self.paths)] if last is None else self._named("last", last)
+        end, *others = self._newest() if last is None else [self._named("last", last)]
         start: Path | None = None
         if first is None:
             before = self.before(self._step_of(end, step_in))
@@ -92,11 +93,18 @@ class KeptCheckpoints:
         elif not is_start(first):
             start = self._named("first", first)
         if not all:
-            return [start, end]
+            return [start, end, *others]
         low = 0 if start is None else self._step_of(start, step_in)
         high = self._step_of(end, step_in)
         between = [path for step, path in self.paths.items() if low < step < high]
-        return [start, *between, end]
+        return [start, *between, end, *others]
+
+    def _newest(self) -> list[Path]:
+        """Return the last kept checkpoint, followed by last.pt if that is a file with another content."""
+        newest, used = self.paths[max(self.paths)], self.run / "checkpoints" / "last.pt"
+        # The trainer writes one file with both names, but a copied run has two.
+        is_other = used.is_file() and not any(used.samefile(path) for path in self.paths.values())
+        return [newest, used] if is_other and not filecmp.cmp(used, newest, shallow=False) else [newest]
 
     def _step_of(self, path: Path, step_in: Callable[[Path], int]) -> int:
         """Return the step of a checkpoint, from its name if it is one of ``paths``."""

@@ -80,8 +80,7 @@ def verify(
     settings = ReplaySettings(dataset, data_root, init_from, device, threads, tuple(allow), named)
     verifier = _Verifier(kept, reader, settings)
     intervals = verifier.intervals(paths)
-    bad = next((each for each in intervals if not each.certified), None)
-    if bad is not None and not all and first is None and bad.comparison is not None:
+    if not all and first is None and not intervals[0].certified and intervals[0].comparison is not None:
         intervals = verifier.with_the_one_before(intervals)
     return Verification(
         run=kept.run,
@@ -124,7 +123,8 @@ class _Verifier:
     hardware: Mapping[str, Any] = field(default_factory=dict)
 
     def intervals(self, paths: Sequence[Path | None]) -> list[Interval]:
-        """Verify that each checkpoint follows from the one before it. After a corrupt one, the one before is used again.
+        """Verify that each checkpoint follows from the one before it. After a corrupt one, the one before is used again, as it
+        is for two files of the same step.
 
         Args:
             paths: Files of checkpoints in order; None as the first stands for the initialisation.
@@ -132,7 +132,7 @@ class _Verifier:
         found: list[Interval] = []
         start, *others = paths
         first = self.reader.open(self.kept.oldest).at_the_start() if start is None else self.reader.open(start)
-        for path in others:
+        for number, path in enumerate(others):
             assert path is not None
             last = self.reader.open(path)
             replayed = ReplayedInterval(first, last, self.settings)
@@ -142,10 +142,15 @@ class _Verifier:
                 note = f"replayed from {first.about}, because the checkpoint of step {found[-1].last.step:,} is corrupt"
                 interval = replace(interval, notes=(*interval.notes, note))
             found.append(interval)
-            finished = last if interval.is_corrupt else first
+            is_repeated = any(  # by last.pt, if it is a file of its own
+                self.reader.open(each).step == last.step
+                for each in others[number + 1 : number + 2]
+                if each is not None and each not in self.kept.paths.values()
+            )
+            finished = last if interval.is_corrupt or is_repeated else first
             if len(others) > 1:  # otherwise ``with_the_one_before`` may need it
                 self.reader.forget(finished.saved.path)
-            if not interval.is_corrupt:
+            if not (interval.is_corrupt or is_repeated):
                 first = last
         return found
 

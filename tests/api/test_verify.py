@@ -104,11 +104,13 @@ def shorten(run: Path, step: int) -> Path:
 
 
 def change(path: Path, edit: Any) -> None:
-    """Rewrite a checkpoint."""
+    """Rewrite a checkpoint, which is also last.pt if it is the newest one."""
     state = torch.load(path, weights_only=True)
     edit(state)
     path.unlink()
     torch.save(state, path)
+    if path == max(path.parent.glob("step-*.pt")):
+        shutil.copy(path, path.with_name("last.pt"))
 
 
 def flip(path: Path, bit: int = 22) -> str:
@@ -247,6 +249,16 @@ def test_a_flipped_bit_of_the_later_checkpoint_is_named(run: Path) -> None:
     ((_, difference),) = comparison.flipped
     state = torch.load(file(run, 9), weights_only=True)
     assert difference.elements[0].found == state["method"][name][1, 0, 2, 3].item()
+
+
+@pytest.mark.parametrize("all", [False, True])
+def test_last_is_verified_too_if_it_is_another_file(run: Path, all: bool) -> None:
+    assert len(genimg.verify(run, all=all).intervals) == 1 + all
+    flip(run / "checkpoints/last.pt")
+    found = genimg.verify(run, all=all)
+    assert kinds(found) == [[]] * (1 + all) + [["corruption"]]
+    assert [(each.first.step, each.last.step) for each in found.intervals[-2:]] == [(6, 9), (6, 9)]
+    assert "last.pt" in found.intervals[-1].causes[0].text
 
 
 def test_a_flipped_bit_of_the_earlier_checkpoint_is_found_from_the_one_before(run: Path) -> None:
