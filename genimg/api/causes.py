@@ -16,6 +16,9 @@ Facts = Mapping[str, Any]
 
 _UNKNOWN = "not recorded"
 _DECIDED = ("precision", "accumulation", "compile", "graph")
+_OF_DATA = {
+    "num_images": "number of training images", "class_names": "list of classes", "facts": "description of the images"
+}  # fmt: skip
 _OF_HARDWARE = {"name": "the processor", "instructions": "the CPU's instruction set"}
 
 
@@ -112,10 +115,37 @@ def find_causes(
                         f"the value is {element.found:.9g} instead of {element.expected:.9g}",
                     )
                 )
-    return tuple(causes) or (_unknown(comparison, now),)
+    return tuple(causes) or (_unknown(comparison, now, name),)
 
 
-def _unknown(comparison: StateComparison, now: Facts) -> Cause:
+def contradictions(first: Facts, last: Facts, name: str, *, is_explained: Callable[[], bool | None]) -> tuple[Cause, ...]:
+    """Return what the later of two checkpoints records although a replay without it leads to the same bits.
+
+    Args:
+        first, last: Contents of the checkpoints.
+        name: Name of the later checkpoint, for messages.
+        is_explained: As in ``find_causes``.
+    """
+    causes = [
+        Cause("data", f"{name} records another {title}: {last[key]}, not {first[key]}")
+        for key, title in _OF_DATA.items()
+        if None not in (first.get(key), last.get(key)) and first[key] != last[key]
+    ]
+    if (lines := settings_changed(first, last)) and not is_explained():
+        what = f"{name} records a setting with which a replay does not lead to it"
+        causes += [Cause("settings", f"{what}: {line}") for line in lines]
+    return tuple(causes)
+
+
+def _unknown(comparison: StateComparison, now: Facts, name: str) -> Cause:
+    if comparison.arose_after_training:
+        differ = {part.name.partition(" ")[0] for part in comparison.differing}
+        equal = "weights" if "optimizer" in differ else "states of the optimizers"
+        return Cause(
+            "change",
+            f"{name} was probably changed after it was written: the {equal} are equal bit for bit, and a step computed in "
+            "another way would have changed them, too",
+        )
     count = sum(len(part.differences) for part in comparison.differing)
     total = comparison.num_tensors + comparison.num_values
     text = (

@@ -160,7 +160,7 @@ class InitialWeights:
             )  # fmt: skip
         self.matches = matches = match(method, found, change, parts=parts, are_folded=self.parts is not None)
         refused = [row for row in matches.rows if row.found or not self.is_file]
-        if not matches.tensors or (refused and not some):
+        if matches.are_empty or (refused and not some):
             self._refuse(matches, refused, len(own.keys() | found.keys()), some=some)
         method.load_state_dict({**own, **matches.tensors})
         estimate_singular_vectors(method, matches.tensors, change)
@@ -176,9 +176,9 @@ class InitialWeights:
             self.record["parts"] = list(parts)
 
     def _refuse(self, matches: Matches, rows: Sequence[Row], total: int, *, some: bool) -> None:
-        what = f"{len(rows)} of {total} tensors differ" if matches.tensors else "no tensor matches"
+        what = "no tensor matches" if matches.are_empty else f"{len(rows)} of {total} tensors differ"
         fix = "choose the same network, data.image_size, data.channels and conditioning as in that run's config.yaml"
-        if matches.tensors and not some:
+        if not (matches.are_empty or some):
             fix += ", or set init_match=some to load only the tensors that match"
         problem = f"init_from={self.given} does not fit this model: {what}:\n{table(rows)}\nso they cannot be loaded"
         raise ConfigError(problem, fix, key="init_from")

@@ -50,7 +50,8 @@ class Cause:
     """A cause of a difference.
 
     Attributes:
-        kind: ``settings``, ``threads``, ``versions``, ``hardware``, ``precision``, ``data``, ``corruption`` or ``unknown``.
+        kind: ``settings``, ``threads``, ``versions``, ``hardware``, ``precision``, ``data``, ``corruption``, ``change`` of
+            the file, or ``unknown``.
         text: Description.
         is_established: Whether a second replay has shown that this is the whole cause; None if that was not tried.
     """
@@ -90,19 +91,20 @@ class Interval:
     @property
     def certified(self) -> bool:
         """Whether the later checkpoint is, bit for bit, what the earlier one leads to."""
-        return self.comparison is not None and not self.comparison.differing
+        return self.comparison is not None and not self.comparison.differing and not self.causes
 
     @property
     def is_corrupt(self) -> bool:
-        """Whether nothing differs but flipped bits of the later checkpoint."""
-        return any(cause.kind == "corruption" for cause in self.causes)
+        """Whether the later checkpoint was changed after it was computed."""
+        return any(cause.kind in ("corruption", "change") for cause in self.causes)
 
     def headline(self) -> str:
         """Return whether the later checkpoint is certified, in one line."""
-        result = "certified" if self.certified else "NOT certified"
-        return f"{result}: {self.first} leads to step {self.last.step:,}, bit for bit" if self.certified else (
-            f"{result}: step {self.last.step:,} is not what {self.first} leads to"
-        )  # fmt: skip
+        if self.certified:
+            return f"certified: {self.first} leads to step {self.last.step:,}, bit for bit"
+        if self.comparison is not None and not self.comparison.differing:
+            return f"NOT certified: {self.first} leads to step {self.last.step:,}, but not with what this checkpoint records"
+        return f"NOT certified: step {self.last.step:,} is not what {self.first} leads to"
 
     def lines(self) -> list[str]:
         """Return a description, one item per line."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from genimg.api import thread_records
-from genimg.api.causes import facts_changed, find_causes, settings_changed
+from genimg.api.causes import contradictions, facts_changed, find_causes, settings_changed
 from genimg.api.data import root_key
 from genimg.api.initial_weights import InitialWeights, read_again
 from genimg.api.inputs import of_option
@@ -124,7 +124,11 @@ class ReplayedInterval:
                 is_explained=lambda: self._is_equal(self._with_later_settings(), used),
             )  # fmt: skip
         else:
-            changed = [f"a setting: {line}" for line in settings_changed(first.state, last.state)]
+            causes = contradictions(
+                first.state, last.state, last.saved.path.name,
+                is_explained=lambda: self._is_equal(self._with_later_settings(), used),
+            )  # fmt: skip
+            changed = [] if causes else [f"a setting: {line}" for line in settings_changed(first.state, last.state)]
             changed += [each.text for each in facts_changed(first.state, last.state, result.facts)]
             notes += [f"different, but without effect: {each}" for each in changed]
         interval = Interval(first.about, last.about, comparison, causes, tuple(notes), result.numbers, result.seconds)

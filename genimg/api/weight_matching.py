@@ -138,6 +138,11 @@ class Matches:
     rows: Sequence[Row]
     counts: Mapping[str, tuple[int, int]]
 
+    @property
+    def are_empty(self) -> bool:
+        """Whether no tensor of a network matches."""
+        return not any(count for count, _ in self.counts.values())
+
     def describe(self) -> str:
         """Describe in one line how many tensors of each network match."""
         return ", ".join(f"{name}: {count} of {total} tensors" for name, (count, total) in self.counts.items())

@@ -326,7 +326,7 @@ def differences(old: Node, new: Node) -> dict[str, str]:
     flat_old, flat_new = _comparable(flatten(_NEW | old)), _comparable(flatten(_NEW | new))
     keys = [key for key in sorted(flat_old | flat_new) if not _harmless(key)]
     changes = {key: (flat_old.get(key, _ABSENT), flat_new.get(key, _ABSENT)) for key in keys}
-    added = {key for key, values in changes.items() if key in _ADDED and set(values) == {None, _ABSENT}}
+    added = {key for key, values in changes.items() if key in _ADDED and values in ((None, _ABSENT), (_ABSENT, None))}
     return {key: f"{before} -> {now}" for key, (before, now) in changes.items() if before != now and key not in added}
 
 

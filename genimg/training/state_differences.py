@@ -17,6 +17,7 @@ MOST_ELEMENTS = 8
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _ABSENT = "(absent)"
+_AVERAGE, _OPTIMIZER = "average ", "optimizer "  # beginnings of the names of parts
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,9 @@ class PartComparison:
         texts = []
         if tensors:
             largest = max((each.largest for each in tensors), key=lambda value: math.inf if math.isnan(value) else value)
-            texts.append(f"{len(tensors)} of {self.num_tensors} tensors, largest difference {largest:.2g}")
+            count = sum(each.count for each in tensors)
+            numbers = f"{count:,} number{'s' if count > 1 else ''}"
+            texts.append(f"{len(tensors)} of {self.num_tensors} tensors ({numbers}), largest difference {largest:.2g}")
         texts += [f"{each.name} is {each.found} instead of {each.expected}" for each in others[:3]]
         if len(others) > 3:
             texts.append(f"and {len(others) - 3} more values")
@@ -118,6 +121,18 @@ class StateComparison:
         return sum(part.num_bytes for part in self.parts)
 
     @property
+    def arose_after_training(self) -> bool:
+        """Whether the differences cannot come from a training step.
+
+        Weights follow from the states of optimizers, and these from gradients, which depend on the weights. So if a step had
+        been computed in another way, both would differ. This holds for optimizers with a state for each weight.
+        """
+        optimizers = [part for part in self.parts if part.name.startswith(_OPTIMIZER)]
+        differing = [part for part in optimizers if part.differences]
+        others = [part for part in self.differing if part not in differing and not part.name.startswith(_AVERAGE)]
+        return all(part.num_tensors for part in optimizers) and not (differing and others)
+
+    @property
     def flipped(self) -> tuple[tuple[PartComparison, ValueDifference], ...]:
         """The tensors with flipped bits, if nothing else differs and all have only a few; otherwise empty."""
         found = [(part, each) for part in self.differing for each in part.differences]
@@ -150,14 +165,14 @@ def _leaves_by_part(state: Mapping[str, Any], parameters: Mapping[str, Sequence[
         network, _, rest = name.partition(".")
         parts.setdefault(network if rest else "model", {})[name] = value
     for name, average in state["averages"].items():
-        parts[f"average {name}"] = dict(_leaves(average, ""))
+        parts[f"{_AVERAGE}{name}"] = dict(_leaves(average, ""))
     for name, optimizer in state["optimizers"].items():
         own = parameters.get(name, ())
         named = {
             own[key] if isinstance(key, int) and 0 <= key < len(own) else key: value
             for key, value in optimizer.get("state", {}).items()
         }
-        parts[f"optimizer {name}"] = dict(_leaves({**optimizer, "state": named}, ""))
+        parts[f"{_OPTIMIZER}{name}"] = dict(_leaves({**optimizer, "state": named}, ""))
     parts["pending log values"] = dict(_leaves(state["means"], ""))
     return parts
 

@@ -262,6 +262,8 @@ def test_settings_without_effect_and_weights_without_any_match_are_refused(label
             gan(tmp_path / "run", option)
     with raises(ConfigError, "init_from"):
         trained(tmp_path / "run", f"init_from={labelled}", "init_match=some")
+    with raises(ConfigError, "init_from"):  # both have conditions, but no network
+        trained(tmp_path / "run", "conditioning=label", f"init_from={labelled}", "init_match=some")
     with raises(ConfigError, "init_match"):
         gan(tmp_path / "run", f"init_from={labelled}", "init_match=most")
     assert not (tmp_path / "run").exists()

@@ -273,17 +273,58 @@ def test_a_flipped_bit_of_the_earlier_checkpoint_is_found_from_the_one_before(ru
 
 
 def test_a_changed_state_without_a_recorded_cause_says_so(run: Path) -> None:
-    change(file(run, 9), lambda state: state["method"][NAME].mul_(1.01))
+    def edit(state: dict[str, Any]) -> None:
+        state["method"][NAME].mul_(1.01)
+        state["optimizers"]["generator"]["state"][0]["exp_avg_sq"].mul_(1.01)
+
+    change(file(run, 9), edit)
     found = genimg.verify(run, first=6)
     assert kinds(found) == [["unknown"]]
     assert "all=true" in found.advice[0]
 
 
+@pytest.mark.parametrize(
+    ("edit", "equal"),
+    [
+        (lambda state: state["method"][NAME].mul_(1.01), "states of the optimizers"),
+        (lambda state: state["averages"]["exponential"][NAME].mul_(1.001), "states of the optimizers"),
+        (lambda state: state["optimizers"]["generator"]["state"][0]["exp_avg_sq"].mul_(1.01), "weights"),
+    ],
+)
+def test_a_change_of_the_later_file_alone_is_named(run: Path, edit: Any, equal: str) -> None:
+    change(file(run, 9), edit)
+    found = genimg.verify(run)
+    assert kinds(found) == [["change"]]
+    assert f"the {equal} are equal" in found.intervals[0].causes[0].text
+
+
+def test_records_that_contradict_the_replay_are_not_certified(run: Path) -> None:
+    def edit(state: dict[str, Any]) -> None:
+        for key in ("config", "raw_config"):
+            state[key]["optimizer"]["lr"] = 5e-4
+        state["num_images"] += 1
+
+    change(file(run, 9), edit)
+    found = genimg.verify(run)
+    assert not found.certified
+    assert kinds(found) == [["data", "settings"]]
+    assert "optimizer.lr: 0.001 -> 0.0005" in found.intervals[0].causes[1].text
+    comparison = found.intervals[0].comparison
+    assert comparison is not None
+    assert not comparison.differing
+    change(file(run, 9), lambda state: state["config"]["loss"]["generator"].update(_target_="genimg.losses.adversarial.none"))
+    assert kinds(genimg.verify(run)) == [["data", "settings", "settings"]]
+
+
 def test_a_changed_setting_without_effect_is_noted(run: Path) -> None:
-    change(file(run, 9), lambda state: state["config"]["optimizer"].update(lr=5e-4))
+    def edit(state: dict[str, Any]) -> None:
+        for key in ("config", "raw_config"):
+            state[key]["trainer"]["max_grad_norm"] = 1e9
+
+    change(file(run, 9), edit)
     (interval,) = genimg.verify(run).intervals
     assert interval.certified
-    assert "optimizer.lr: 0.001 -> 0.0005" in interval.notes[0]
+    assert "trainer.max_grad_norm: None -> 1000000000.0" in interval.notes[0]
 
 
 def test_recorded_facts_that_differ_are_named(run: Path) -> None:
@@ -404,7 +445,7 @@ def test_the_order_of_frozen_parts_is_no_change(tmp_path: Path) -> None:
     genimg.train([f"resume={run_dir}", again, "trainer.duration=6 steps"])
     assert genimg.verify(run_dir).certified
     change(file(run_dir, 6), lambda state: state["method"][NAME].mul_(1.01))
-    assert kinds(genimg.verify(run_dir)) == [["unknown"]]
+    assert kinds(genimg.verify(run_dir)) == [["change"]]
 
 
 def test_a_run_on_tar_shards_is_replayed(tmp_path: Path) -> None:

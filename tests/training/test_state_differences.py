@@ -54,7 +54,8 @@ def test_a_flipped_bit_is_found_with_its_place_and_values() -> None:
     assert (part.name, difference.name, difference.count) == ("generator", "generator.a", 1)
     assert difference.elements == (ElementDifference((1, 1), 4.0, 6.0, (22,)),)  # 4 is 1.0 times 2 squared; the bit adds a half
     assert difference.largest == 2.0
-    assert str(part) == "generator: 1 of 2 tensors, largest difference 2"
+    assert str(part) == "generator: 1 of 2 tensors (1 number), largest difference 2"
+    assert found.arose_after_training
 
 
 def test_what_is_no_flipped_bit_is_no_corruption() -> None:
