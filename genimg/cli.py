@@ -30,6 +30,7 @@ from genimg.commands.failures import Failure, end, leave
 from genimg.config import help, resolvers
 from genimg.config.additional_extractors import with_additional_extractors
 from genimg.config.messages import explain_flag
+from genimg.config.resumed_keys import with_keys_of_run
 from genimg.config.sampling_arguments import with_open_sampling, with_sampling_options
 from genimg.errors import ConfigError
 from genimg.utils.paths import config_dir
@@ -171,6 +172,7 @@ def _command(
             return
         typed = sys.argv[1:]
         rewritten = typed if rewrite is None else rewrite(typed)
+        rewritten = with_keys_of_run(rewritten) if name == "train" else rewritten
         sys.argv[1:] = in_hydras_order(with_additional_extractors(with_open_sampling(rewritten)))
         if help.is_requested(typed):
             of_model = _member(model_help)(typed) if model_help and value_of("ckpt", typed) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from genimg.config.additional_extractors import keep_extractors_and_metrics, with_additional_extractors
 from genimg.config.references import with_values
+from genimg.config.resumed_keys import with_keys_of_run
 from genimg.config.sampling_arguments import WITH_MODEL_OPTIONS, with_open_sampling, with_sampling_options
 from genimg.errors import ConfigError
 from genimg.utils.paths import config_dir
+
+log = logging.getLogger(__name__)
 
 
 class FrozenDict(dict[str, Any]):
@@ -112,7 +116,9 @@ class Composition:
     @classmethod
     def of_hydra(cls, config: DictConfig) -> Composition:
         """Return the composition of the running command or job of a sweep."""
-        return cls._of(config, HydraConfig.get())
+        composition = cls._of(config, HydraConfig.get())
+        composition._warn_of_repeated_keys()
+        return composition
 
     @classmethod
     def _of(cls, config: DictConfig, hydra: Any) -> Composition:
@@ -120,6 +126,16 @@ class Composition:
         keep_extractors_and_metrics(config, overrides, choices)
         folders = tuple(Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file")
         return cls(config, overrides, choices, folders)
+
+    def _warn_of_repeated_keys(self) -> None:
+        given: dict[str, list[str]] = {}
+        for override in self.overrides:
+            key, _, value = override.lstrip("+").partition("=")
+            given.setdefault(key, []).append(value)
+        for key, values in given.items():
+            if len(set(values)) > 1:
+                log.warning("%s is given %d times, and only the last value is used: %s (a shell expands {a,b} without quotes)",
+                            key, len(values), values[-1])  # fmt: skip
 
     def typed(self) -> list[Override]:
         """Return the overrides, parsed."""
@@ -148,6 +164,7 @@ def compose(overrides: Sequence[str] = (), command: str = "train") -> Compositio
         if override.lstrip("+~").startswith(("hydra.", "hydra/", "sweep=")):
             raise ConfigError(f"{override} is for the command line, which can start several runs: remove it", key="overrides")
     overrides = with_sampling_options(overrides, command) if command in WITH_MODEL_OPTIONS else overrides
+    overrides = with_keys_of_run(overrides) if command == "train" else overrides
     overrides = with_additional_extractors(with_open_sampling(overrides))
     for name in ("new_run_dir", "new_sweep_dir"):
         if not OmegaConf.has_resolver(f"genimg.{name}"):  # a command's own resolver creates directories

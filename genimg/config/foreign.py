@@ -90,6 +90,8 @@ def answer(key: str, value: str, known: Collection[str]) -> str | None:
         One or more ``key=value``, with the user's value where it fits; None if the key is not in the table.
     """
     parts = key.lower().split(".")
+    if len(parts) == 2 and parts[0] in ("sampler", "sampling"):  # not those of the training, such as its steps
+        return f"evaluation.sampling.{parts[1]}={value}" if "evaluation.sampling" in known else None
     answers = _KEYS.get(parts[-1], ()) if len(parts) <= _DEPTH else ()
     return next((make(value) for wanted, make in answers if wanted in known and wanted != key), None)
 

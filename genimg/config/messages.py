@@ -19,6 +19,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, GrammarParseE
 from yaml import MarkedYAMLError
 
 from genimg.config import foreign, schema
+from genimg.config.resumed_keys import config_of_resumed, group_of
 from genimg.config.sampling_arguments import WITH_MODEL_OPTIONS
 from genimg.errors import UserError, innermost_module, is_batch_too_small, is_memory_full, is_worker_killed
 from genimg.utils.paths import config_dir
@@ -253,7 +254,10 @@ def _explain_unknown_key(key: str, command: str, arguments: list[str]) -> str:
     if re.fullmatch(r"[a-z_]+", key) and key in keys and Path(config_dir(), key).is_dir():
         return f"{key} is a group: choose one of its options, {key}=NAME, or set single keys, {key}.KEY=VALUE"
     group, dot, name = key.rpartition(".")
+    own = group_of(config_of_resumed(arguments), key) if command == "train" and dot else {}
+    keys += [f"{group}.{each}" for each in own]
     siblings = [k.removeprefix(group + dot) for k in keys if k.startswith(group + dot) and "." not in k[len(group) + 1 :]]
+    siblings = list(map(str, own)) or siblings  # those of the run, not those of the default groups
     if dot and group in keys:
         takes = (
             f"{group} takes {', '.join(k for k in siblings if k != '_target_')}"

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tiny
 from errors import raises
+from fork_server import run_command
 
 from genimg.commands.arguments import arguments_of_rank, continued_in_its_own_directory, in_hydras_order, value_of, with_runs
 from genimg.errors import CheckpointError, ConfigError
@@ -103,3 +105,10 @@ def test_arguments_that_are_no_overrides_become_runs(tmp_path: Path, monkeypatch
     assert with_runs(["hydra/job_logging=disabled", "--config-dir", "d", "a"])[:3] == [
         "hydra/job_logging=disabled", "--config-dir", "d",
     ]  # fmt: skip
+
+
+def test_a_key_with_two_values_is_a_warning(tmp_path: Path) -> None:
+    done = run_command("train", *tiny.SHORT_RUN, "seed=1", "seed=2", "run_dir=run", "dry_run=true", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "seed is given 2 times" in done.stdout + done.stderr
+    assert " is given " not in run_command("train", *tiny.SHORT_RUN, "seed=2", "seed=2", "dry_run=true", cwd=tmp_path).stdout

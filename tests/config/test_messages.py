@@ -157,3 +157,10 @@ def test_a_model_that_still_sets_a_former_key_is_answered_with_the_new_one():
         explain(error, "train", [])
         == "model.augment is a key of earlier versions: it is called model.discriminator_augment now"
     )
+
+
+@pytest.mark.parametrize("key", ["sampler.steps", "sampling.steps"])
+def test_steps_of_a_sampler_are_not_those_of_the_training(key: str) -> None:
+    assert foreign.answer(key, "5", ["trainer.duration", "evaluation.sampling"]) == "evaluation.sampling.steps=5"
+    assert foreign.answer(key, "5", ["trainer.duration"]) is None
+    assert foreign.answer("trainer.steps", "5", ["trainer.duration", "evaluation.sampling"]) == "trainer.duration='5 steps'"
