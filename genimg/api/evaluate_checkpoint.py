@@ -38,6 +38,8 @@ from genimg.methods.sampling_options import looked_up, sampling_options
 from genimg.training.expected import near
 from genimg.utils.distributed import first_of_each_host
 from genimg.utils.mappings import flatten, merged
+from genimg.utils.terminal import as_many_as_fit
+from genimg.utils.type_hints import as_written
 
 log = logging.getLogger(__name__)
 
@@ -254,9 +256,9 @@ def _warn_of_other_classes(checkpoint: TrainedCheckpoint, real: Side, name: str)
         return
     if others := [each for each in real.source.class_names if each not in checkpoint.class_names]:
         log.warning(
-            "the model was trained on data.classes=%s, but real=%s also has %d other classes, such as %s: the values depend on "
-            "these, too; without real=, the chosen classes of the model's own data are compared",
-            list(chosen), name, len(others), others[0],
+            "the model was trained on data.classes=%s, but real=%s also has other classes (%s), on which the values depend: "
+            "remove real= to compare with the chosen classes of the model's own data",
+            as_written(chosen), name, as_many_as_fit(others, 60),
         )  # fmt: skip
 
 

@@ -143,13 +143,6 @@ class InitialWeights:
             ConfigError: If tensors that must match do not; the message lists them. If a prefix matches no tensor of the method.
         """
         own, found = method.state_dict(), dict(self.tensors)
-        networks = [name for name in own if "." in name]
-        if parts is not None and not parts:
-            raise ConfigError("init_parts=[] loads nothing", f"choose from {next_components(networks, '')}", key="init_parts")
-        for part in parts or ():
-            if not any(begins_with(name, [part]) for name in networks):
-                problem = f"init_parts={part} matches no tensor of this model"
-                raise ConfigError(problem, f"choose from {next_components(networks, str(part))}", key="init_parts")
         if self.parts is not None:
             found = _renamed(found, self.parts(method))
         change = None
@@ -158,10 +151,15 @@ class InitialWeights:
                 self.class_names, class_names, method, {name: value.shape for name, value in own.items()},
                 shapes(len(class_names) + 1),
             )  # fmt: skip
+        if parts is not None:
+            _require_parts(parts, own, "this model")
+            if self.is_file:
+                _require_parts(parts, found, f"init_from={self.given}")
         self.matches = matches = match(method, found, change, parts=parts, are_folded=self.parts is not None)
         refused = [row for row in matches.rows if row.found or not self.is_file]
         if matches.are_empty or (refused and not some):
-            self._refuse(matches, refused, len(own.keys() | found.keys()), some=some)
+            total = sum(parts is None or begins_with(name, parts) for name in own.keys() | found.keys())
+            self._refuse(matches, refused, total, some=some)
         method.load_state_dict({**own, **matches.tensors})
         estimate_singular_vectors(method, matches.tensors, change)
         log.info("initial weights: %s", matches.describe())
@@ -180,6 +178,9 @@ class InitialWeights:
         fix = "choose the same network, data.image_size, data.channels and conditioning as in that run's config.yaml"
         if not (matches.are_empty or some):
             fix += ", or set init_match=some to load only the tensors that match"
+            whole = [name for name, (count, all_own) in matches.counts.items() if 0 < count == all_own]
+            if whole and not {row.network for row in rows} & {*whole}:
+                fix += f", or init_parts=[{','.join(whole)}]"
         problem = f"init_from={self.given} does not fit this model: {what}:\n{table(rows)}\nso they cannot be loaded"
         raise ConfigError(problem, fix, key="init_from")
 
@@ -249,10 +250,25 @@ def warn_of_random_frozen_weights(method: Method, initial: InitialWeights | None
     """
     loaded = () if initial is None or initial.matches is None else initial.matches.tensors
     if names := [name for name, _ in method.named_parameters() if name in frozen_names(method) and name not in loaded]:
-        log.warning(
-            "freeze: the frozen weights %s%s stay random, because init_from does not load them",
-            names[0], f" and {len(names) - 1} others" if len(names) > 1 else "",
-        )  # fmt: skip
+        fix = "set init_from=RUN" if initial is None else "let init_from load them, too"
+        log.warning("%d frozen tensors, such as %s, stay random: %s, or do not freeze them", len(names), names[0], fix)
+
+
+def _require_parts(parts: Sequence[str], tensors: Mapping[str, Tensor], where: str) -> None:
+    """Check that each of ``init_parts`` begins the name of a tensor of a network.
+
+    Raises:
+        ConfigError: If one does not, or there is none.
+    """
+    names = [name for name in tensors if "." in name]
+    for part in parts or [""]:
+        if not part or not any(begins_with(name, [part]) for name in names):
+            problem = (
+                f"init_parts=[{','.join(map(str, parts))}] matches no tensor of {where}"
+                if part
+                else "init_parts=[] loads nothing"
+            )
+            raise ConfigError(problem, f"choose from {next_components(names, str(part))}", key="init_parts")
 
 
 def _kind(model: Mapping[str, Any]) -> str:

@@ -56,6 +56,7 @@ from genimg.utils.durations import to_seconds
 from genimg.utils.files import InUseError, alone_in, atomically, new_directory, remove_leftovers
 from genimg.utils.paths import RUN_FILES, directory_to_continue_in, expanded, relative, run_directory_of
 from genimg.utils.regular_files import require_plain
+from genimg.utils.type_hints import as_written
 
 log = logging.getLogger(__name__)
 
@@ -293,7 +294,7 @@ def _built(
         initial = None
         for key, usual in (("init_match", "all"), ("init_parts", None)):
             if config[key] != usual and config["init_from"] is None:
-                problem = f"{key}={config[key]} has no effect without init_from"
+                problem = f"{key}={as_written(config[key])} has no effect without init_from"
                 raise ConfigError(problem, "set init_from=RUN, or remove it", key=key)
         if rank() == 0 and saved is None and config["init_from"] is not None:
             initial = InitialWeights.open(config["init_from"], config["allow"])

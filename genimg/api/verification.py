@@ -16,6 +16,11 @@ _MOST_SHOWN = 20  # parts listed in the text
 _WITH = {"settings": "the settings of the later checkpoint", "threads": "the recorded number"}
 
 
+def command_for(processes: int) -> str:
+    """Return the command that verifies a run of this number of processes on one machine."""
+    return "genimg-verify" if processes == 1 else f"torchrun --standalone --nproc-per-node={processes} -m genimg.verify"
+
+
 @dataclass(frozen=True)
 class VerifiedCheckpoint:
     """One end of a replayed part of a training.

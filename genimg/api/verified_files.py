@@ -11,6 +11,7 @@ from genimg.errors import CheckpointError
 from genimg.training import checkpoint
 from genimg.utils.files import InUseError, is_locked
 from genimg.utils.paths import expanded
+from genimg.utils.regular_files import refuse_links
 
 _MORE = "a run keeps more of them with a larger trainer.keep_last or a smaller trainer.checkpoint_interval"
 
@@ -79,7 +80,7 @@ class KeptCheckpoints:
         Raises:
             CheckpointError: If there are no such checkpoints, or fewer than two.
         """
-        end, *others = self._newest() if last is None else [self._named("last", last)]
+        end, *others = self._end(step_in) if last is None else [self._named("last", last)]
         start: Path | None = None
         if first is None:
             before = self.before(self._step_of(end, step_in))
@@ -99,12 +100,20 @@ class KeptCheckpoints:
         between = [path for step, path in self.paths.items() if low < step < high]
         return [start, *between, end, *others]
 
-    def _newest(self) -> list[Path]:
-        """Return the last kept checkpoint, followed by last.pt if that is a file with another content."""
-        newest, used = self.paths[max(self.paths)], self.run / "checkpoints" / "last.pt"
-        # The trainer writes one file with both names, but a copied run has two.
-        is_other = used.is_file() and not any(used.samefile(path) for path in self.paths.values())
-        return [newest, used] if is_other and not filecmp.cmp(used, newest, shallow=False) else [newest]
+    def _end(self, step_in: Callable[[Path], int]) -> list[Path]:
+        """Return the last kept checkpoint and last.pt, if that is a file with another content; it alone, if it is newer.
+
+        The trainer writes one file with both names, but a copied run has two.
+        """
+        newest, used = max(self.paths), self.run / "checkpoints" / "last.pt"
+        refuse_links(used, below=self.run)
+        if not used.is_file() or filecmp.cmp(used, self.paths[newest], shallow=False):  # true at once for one file
+            return [self.paths[newest]]
+        step = step_in(used)
+        if step < newest:
+            problem = f"{used} is of step {step:,}, but {self.paths[newest].name} is newer"
+            raise CheckpointError(problem, f"remove last.pt, or give last={newest} to ignore it", key="last")
+        return [used] if step > newest else [self.paths[newest], used]
 
     def _step_of(self, path: Path, step_in: Callable[[Path], int]) -> int:
         """Return the step of a checkpoint, from its name if it is one of ``paths``."""

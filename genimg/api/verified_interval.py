@@ -18,7 +18,7 @@ from genimg.api.opened_checkpoints import OpenedCheckpoint
 from genimg.api.replay import ReplayResult, replay
 from genimg.api.thread_records import recorded_threads
 from genimg.api.time_budget import silent
-from genimg.api.verification import Cause, Interval
+from genimg.api.verification import Cause, Interval, command_for
 from genimg.config import resume
 from genimg.config.compose import Composition, compose
 from genimg.errors import CheckpointError, ConfigError, UserError
@@ -106,7 +106,10 @@ class ReplayedInterval:
         used = recorded if self.settings.threads is None else RecordedThreads([(0, self.settings.threads)], [], None)
         notes = thread_records.notes(first, last) if is_as_recorded else []
         if self._begun and first.is_start:
-            notes.append(f"the initial weights are those of {self._begun.get('path')}, sha256 {self._begun.get('sha256')}")
+            begun = self._begun
+            notes.append(
+                f"the initial weights have the sha256 {begun.get('sha256')}; the run read them from {begun.get('path')}"
+            )
         try:
             result = self._replay(first.saved, used)
         except NonFiniteError as error:
@@ -153,7 +156,7 @@ class ReplayedInterval:
         first, last = self.first, self.last
         if first.about.images >= last.about.images:
             raise CheckpointError(
-                f"first={first.about.path} has seen {first.about.images:,} images, not fewer than last={last.about.path} with "
+                f"first={first.saved.path} has seen {first.about.images:,} images, not fewer than last={last.saved.path} with "
                 f"{last.about.images:,}",
                 "give an earlier checkpoint",
                 key="first",
@@ -161,17 +164,16 @@ class ReplayedInterval:
         sizes = [each.state["config"]["trainer"]["batch_size"] for each in (first, last)]
         if sizes[0] != sizes[1] or first.about.images % sizes[0] or last.about.images % sizes[0]:
             raise CheckpointError(
-                f"{last.about.path} does not belong to the run of {first.about.path}: their trainer.batch_size is {sizes[1]} "
+                f"{last.saved.path} does not belong to the run of {first.saved.path}: their trainer.batch_size is {sizes[1]} "
                 f"and {sizes[0]}",
                 "give checkpoints of one run",
                 key="last",
             )
         if (count := last.state.get("processes", 1)) != world_size():
-            how = "without torchrun" if count == 1 else f"with torchrun --nproc-per-node={count} -m genimg.verify"
             raise CheckpointError(
-                f"{last.about.path} was written by a training of {count} processes, and this replay has {world_size()}, which "
-                "would add numbers in another order",
-                f"start it {how}",
+                f"{last.saved.path} was written by a training with processes={count}, and this replay has {world_size()}, so "
+                "numbers would be added in another order",
+                f"start {command_for(count)}",
                 key="run",
             )
         self.settings.device_for(first.state)

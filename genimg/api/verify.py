@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from genimg.api.opened_checkpoints import CheckpointReader
-from genimg.api.verification import Cause, Interval, Verification
+from genimg.api.verification import Cause, Interval, Verification, command_for
 from genimg.api.verified_files import KeptCheckpoints, is_start
 from genimg.api.verified_interval import ReplayedInterval, ReplaySettings
 from genimg.errors import ConfigError
@@ -41,13 +41,14 @@ def verify(
     """Replay the steps between two checkpoints of a run, and compare the result with the later one bit by bit.
 
     Nothing is written to the run. A run of several processes is verified by as many processes of torchrun, each of which calls
-    this function.
+    this function after it has joined the process group.
 
     Args:
         run: Directory of the run.
         first: Step or file of the earlier checkpoint; 0 begins with the initialisation. None takes the last checkpoint
             before ``last`` that the run has kept.
-        last: Step or file of the later checkpoint; None takes the last one.
+        last: Step or file of the later checkpoint; None takes the last one, and also last.pt if that is a file with another
+            content.
         all: Whether to verify every kept checkpoint from ``first`` to ``last``; ``first=None`` is then the first kept one.
         dataset: Images of a run with ``data=given``.
         data_root: Directory of the dataset, if it has moved.
@@ -97,8 +98,8 @@ def _advice(kept: KeptCheckpoints, intervals: Sequence[Interval], *, all: bool) 
     causes = intervals[0].causes
     if all or len(intervals) > 1 or len(kept.paths) < 3 or _are_known(causes):
         return []
-    command = "genimg-verify" if world_size() == 1 else f"torchrun --nproc-per-node={world_size()} -m genimg.verify"
-    return [f"to verify every checkpoint that the run has kept: {command} {argument('run', relative(kept.run))} all=true"]
+    run = argument("run", relative(kept.run))
+    return [f"to verify every checkpoint that the run has kept: {command_for(world_size())} {run} all=true"]
 
 
 def _are_known(causes: Sequence[Cause]) -> bool:
@@ -138,7 +139,7 @@ class _Verifier:
             replayed = ReplayedInterval(first, last, self.settings)
             interval = replayed.verify()
             self.hardware = self.hardware or replayed.hardware()
-            if found and found[-1].is_corrupt:
+            if found and found[-1].is_corrupt and found[-1].last.step < last.step:
                 note = f"replayed from {first.about}, because the checkpoint of step {found[-1].last.step:,} is corrupt"
                 interval = replace(interval, notes=(*interval.notes, note))
             found.append(interval)
@@ -148,7 +149,7 @@ class _Verifier:
                 if each is not None and each not in self.kept.paths.values()
             )
             finished = last if interval.is_corrupt or is_repeated else first
-            if len(others) > 1:  # otherwise ``with_the_one_before`` may need it
+            if finished.saved.path != start:  # ``with_the_one_before`` may need it
                 self.reader.forget(finished.saved.path)
             if not (interval.is_corrupt or is_repeated):
                 first = last
@@ -167,5 +168,6 @@ class _Verifier:
         before = self.intervals([earlier[-1], interval.first.path])[0]
         if not before.certified:
             text = f"the replay started from step {interval.first.step:,}, which is not certified itself"
-            intervals = [replace(interval, causes=(Cause("unknown", text),)), *intervals[1:]]
+            causes = (Cause("unknown", text),)
+            intervals = [each if each.certified else replace(each, causes=causes) for each in intervals]
         return [before, *intervals]

@@ -333,14 +333,17 @@ def differences(old: Node, new: Node) -> dict[str, str]:
 def _comparable(flat: Node) -> Node:
     """Return a flat config whose values are equal if they mean the same.
 
-    Shares of the training name its duration, because they change with it. ``freeze`` is a set of parameters, whose order and
-    repetitions do not matter.
+    Shares of the training name its duration, because they change with it. ``freeze`` and ``init_parts`` are sets of prefixes,
+    whose order and repetitions do not matter.
     """
     text = flat.get("trainer.duration")
     duration = f"{seconds} seconds" if (seconds := to_seconds(text)) else str(text).removesuffix("s")
     flat = {key: value if to_share(value) is None else f"{value} of {duration}" for key, value in flat.items()}
-    frozen = flat["freeze"]
-    return flat | {"freeze": distinct_prefixes(frozen) if fits(frozen, list[str]) else frozen}  # a checkpoint may hold anything
+    for key in ("freeze", "init_parts"):
+        prefixes = flat.get(key)
+        if isinstance(prefixes, list | tuple) and fits(prefixes, list[str]):  # a checkpoint may hold anything
+            flat[key] = distinct_prefixes(prefixes)
+    return flat
 
 
 def in_short(changes: dict[str, str], old_raw: Node, new_raw: Node) -> str:

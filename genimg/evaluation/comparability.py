@@ -44,7 +44,7 @@ _OF_ONE_KIND = ("generated.weights", "generated.mode", "generated.seed", "genera
 
 
 @dataclass(frozen=True)
-class Difference:
+class ProvenanceDifference:
     """A difference between the provenances of two measurements.
 
     Attributes:
@@ -61,7 +61,7 @@ class Difference:
     reason: str
 
 
-def differences(first: dict[str, Any], second: dict[str, Any]) -> list[Difference]:
+def differences(first: dict[str, Any], second: dict[str, Any]) -> list[ProvenanceDifference]:
     """Return all differences between two provenances, those that forbid comparing first.
 
     The order of several extractors does not matter: each is compared with the one of the same name.
@@ -82,7 +82,7 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> list[Differenc
             matters = matters and not (key in _OF_ONE_KIND and (key not in a or key not in b))
             if not (_has_metric(key, first) and _has_metric(key, second)):
                 matters, reason = False, "measured on one side only"
-            found.append(Difference(key, x, y, matters, reason))
+            found.append(ProvenanceDifference(key, x, y, matters, reason))
     return sorted(found, key=lambda difference: not difference.matters)
 
 
@@ -132,7 +132,7 @@ def _has_metric(key: str, provenance: dict[str, Any]) -> bool:
     return True
 
 
-def describe_differences(found: list[Difference]) -> str:
+def describe_differences(found: list[ProvenanceDifference]) -> str:
     """Return the differences as text, one per line, grouped by their reason."""
     lines: list[str] = []
     for reason in dict.fromkeys(difference.reason for difference in found):

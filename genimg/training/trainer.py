@@ -42,7 +42,7 @@ from genimg.training.trained_state import TrainedState
 from genimg.training.update import StepRNG, Updater, split
 from genimg.types import Batch, Progress
 from genimg.utils.distributed import Vote, broadcast_object, on_every_rank, raise_on_any_rank, rank, world_size
-from genimg.utils.run_log import Listing
+from genimg.utils.run_log import ListMessage
 
 if TYPE_CHECKING:
     from genimg.training.sharding import Sharding  # imports PyTorch's distributed tensors, which takes long
@@ -425,7 +425,7 @@ class Trainer:
             raise
         if self.due(evaluator.interval) or state.images >= self.settings.duration:  # not because the time is over
             state.worse_evaluations = state.worse_evaluations + 1 if worse else 0
-        log.info("%s", Listing(f"{state.images} images: ", _in_short(result.values), " (best)" if best else ""))
+        log.info("%s", ListMessage(f"{state.images} images: ", _in_short(result.values), " (best)" if best else ""))
         done = state.images >= self.settings.duration
         if not (done and evaluator.final_num_images is not None):  # otherwise the final evaluation is compared
             self._compare_with_curve(evaluator, result.values, result.provenance)
@@ -439,7 +439,7 @@ class Trainer:
         """Evaluate once more after training, with more images."""
         result = self._measure(evaluator, logger, "final", num_images)
         self.state.final = {"metrics": result.values, "provenance": result.provenance}
-        log.info("%s", Listing("at the end: ", _in_short(result.values)))
+        log.info("%s", ListMessage("at the end: ", _in_short(result.values)))
         self._compare_with_curve(evaluator, {**self.state.last, **result.values}, result.provenance)
         self._save(best=False)
 

@@ -18,7 +18,7 @@ STARTED = time.time()
 
 
 @dataclass(frozen=True)
-class Listing:
+class ListMessage:
     """A message that is a list, such as that of an evaluation's metrics.
 
     Attributes:
@@ -39,12 +39,12 @@ class Listing:
 
 
 class ConsoleFormatter(logging.Formatter):
-    """Formatter of the terminal, which shortens a ``Listing`` to one line. Log files and pipes get all of it."""
+    """Formatter of the terminal, which shortens a ``ListMessage`` to one line. Log files and pipes get all of it."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record. A message is a listing if it is the record's only argument."""
         listing = record.args[0] if isinstance(record.args, tuple) and len(record.args) == 1 else None
-        if isinstance(listing, Listing) and (width := columns_of(sys.stdout)):
+        if isinstance(listing, ListMessage) and (width := columns_of(sys.stdout)):
             return visible(listing.fitted(width))
         return super().format(record)
 

@@ -43,6 +43,7 @@ _OPCODES = {
 }  # fmt: skip
 _MOST_PICKLED = 2**26  # bytes of the pickle that describes the tensors
 _MOST_RECORDS = 10**6
+_MOST_OVERHEAD = 2**10  # bytes of a record's headers and alignment; about 300
 _DEEPEST = 64  # nesting depth of containers
 _MOST_VALUES = 10**7  # shared containers count each time they are reached
 _MOST_BITS = 128  # bits of an integer
@@ -91,7 +92,7 @@ def load_with_digest(path: Path, *, below: Path | None = None) -> tuple[Any, str
     """
     with open_regular(path, below=below) as file:
         with _named(path):
-            _records_of(file)  # before a file of any other kind and size is read into memory
+            _records_of(file)  # before a file of another kind, or larger than its tensors, is read into memory
         file.seek(0)
         content = file.read()
     with ThreadPoolExecutor(1) as pool:
@@ -160,7 +161,7 @@ def _records_of(file: BinaryIO) -> list[zipfile.ZipInfo]:
         and records[0].header_offset == 0
         and not archive.comment
         and all(record.compress_type == zipfile.ZIP_STORED and record.file_size == record.compress_size for record in records)
-        and sum(record.file_size for record in records) <= size
+        and 0 <= size - sum(record.file_size for record in records) <= _MOST_OVERHEAD * (len(records) + 1)
     )
     if not is_torchs:
         raise DamagedFileError("is damaged, or was not written by torch.save")

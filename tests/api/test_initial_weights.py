@@ -233,8 +233,20 @@ def test_only_the_chosen_parts_are_loaded(labelled: Path, tmp_path: Path, caplog
     record = after["initial_weights"]
     assert (record["parts"], record["kept"]) == (["generator"], [])
     assert record["matching"]["discriminator"][0] == 0 < record["matching"]["discriminator"][1]
-    [message] = [each.getMessage() for each in caplog.records if "frozen weights" in each.getMessage()]
+    [message] = [each.getMessage() for each in caplog.records if "frozen tensors" in each.getMessage()]
     assert "discriminator.features.blocks.0" in message
+
+
+def test_a_file_must_hold_the_chosen_parts(labelled: Path, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    file = exported(labelled, tmp_path / "generator.safetensors")
+    with raises(ConfigError, "init_parts", "generator"):
+        gan(tmp_path / "run", f"init_from={file}", "init_parts=[discriminator]")
+    gan(tmp_path / "run", f"init_from={file}", "init_parts=[generator]", *UNCHANGED)
+    again = gan(
+        tmp_path / "run", f"init_from={file}", "init_parts=[generator,generator]", "trainer.duration=2 steps", *UNCHANGED
+    )
+    assert again["initial_weights"]["parts"] == ["generator"]
 
 
 @pytest.mark.parametrize("parts", ["[generator,discriminators]", "[generator.linea]", "[]"])

@@ -19,8 +19,9 @@ from errors import raises
 from PIL import Image
 
 import genimg
+from genimg.api import verified_interval
 from genimg.api.verification import Verification
-from genimg.errors import CheckpointError, ConfigError, DataError
+from genimg.errors import CheckpointError, ConfigError, DataError, UserError
 from genimg.training import performance, thread_choice
 from genimg.training.thread_choice import ThreadChoice
 from genimg.utils import verified_torch
@@ -261,6 +262,29 @@ def test_last_is_verified_too_if_it_is_another_file(run: Path, all: bool) -> Non
     assert "last.pt" in found.intervals[-1].causes[0].text
 
 
+def test_a_last_of_another_step(run: Path) -> None:
+    last = run / "checkpoints/last.pt"
+    shutil.copy(file(run, 6), last)
+    with raises(CheckpointError, "last", "step 6"):
+        genimg.verify(run)
+    shutil.copy(file(run, 9), last)
+    file(run, 9).unlink()  # last.pt is newer than the checkpoints with numbers
+    assert [(each.first.step, each.last.step) for each in genimg.verify(run).intervals] == [(6, 9)]
+    last.unlink()
+    assert [(each.first.step, each.last.step) for each in genimg.verify(run).intervals] == [(3, 6)]
+    last.symlink_to(file(run, 6))
+    with raises(UserError, word="last.pt"):
+        genimg.verify(run)
+
+
+def test_a_damaged_last_is_refused_before_the_replay(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    last = run / "checkpoints/last.pt"
+    last.write_bytes(last.read_bytes()[:-100])
+    monkeypatch.setattr(verified_interval, "replay", None)
+    with raises(CheckpointError, word="last.pt"):
+        genimg.verify(run)
+
+
 def test_a_flipped_bit_of_the_earlier_checkpoint_is_found_from_the_one_before(run: Path) -> None:
     flip(file(run, 6))
     found = genimg.verify(run)
@@ -487,8 +511,7 @@ def test_each_file_is_read_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_single_checkpoint_needs_the_start(run: Path) -> None:
-    file(run, 9).unlink()
-    file(run, 6).unlink()
+    shorten(run, 3)
     with raises(CheckpointError, "first", "first=0"):
         genimg.verify(run)
     assert genimg.verify(run, first=0).certified

@@ -79,6 +79,17 @@ def test_an_honest_run_is_certified_and_a_changed_setting_is_named(together: Tog
     assert (interval["last"]["step"], cause["kind"], cause["established"]) == (6, "settings", True)
 
 
+def test_the_start_from_other_weights_is_replayed_by_all_processes(together: Together, home: Path) -> None:
+    start = ["init_from=run/checkpoints/step-00000002.pt", "init_parts=[generator]", "trainer.duration=2 steps"]
+    done = together("genimg-train", *TRAINING, *start, "run_dir=other", cwd=home)
+    assert codes(done) == [0, 0], done[0].stderr
+    again = ["first=0", "device=cpu"]
+    assert codes(together("genimg-verify", "other", *again, start[0], cwd=home)) == [0, 0]
+    done = together("genimg-verify", "other", *again, "init_from=run/checkpoints/step-00000004.pt", cwd=home)
+    assert codes(done) == [2, 2]
+    assert done[0].stderr.startswith("genimg-verify: error: init_from=")
+
+
 def test_an_error_ends_all_processes(together: Together, home: Path) -> None:
     done = together("genimg-verify", "run", "first=7", "output=error.json", "device=cpu", cwd=home)
     assert codes(done) == [2, 2]

@@ -257,3 +257,7 @@ def test_the_order_and_repetitions_of_frozen_parts_do_not_matter() -> None:
     assert list(differences(before, {"freeze": ["discriminator"], "seed": 0})) == ["freeze"]
     assert list(differences({"seed": 0}, {"freeze": ["discriminator"], "seed": 0})) == ["freeze"]
     assert differences({"seed": 0}, {"seed": 0}) == {}  # of a version without freeze
+    assert differences({"init_parts": ["b", "a"]}, {"init_parts": ["a", "b", "b"]}) == {}
+    for damaged in ({"a": 1}, "x", [1], [["x"]]):  # a checkpoint may hold anything
+        assert differences({"freeze": damaged}, {"freeze": damaged}) == {}
+        assert differences({"freeze": damaged}, {"freeze": ["b"]})

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from genimg.evaluation.comparability import Difference, describe_differences, differences, flatten
+from genimg.evaluation.comparability import ProvenanceDifference, describe_differences, differences, flatten
 
 PROVENANCE = {
     "extractor": {
@@ -203,9 +203,9 @@ def test_what_forbids_comes_first_and_keeps_its_order():
 
 def test_differences_in_words_share_a_line_with_their_reason():
     found = [
-        Difference("a.x", 1, 2, True, "because"),
-        Difference("b", "not recorded", "here", True, "another thing"),
-        Difference("a.y", None, 0, True, "because"),
+        ProvenanceDifference("a.x", 1, 2, True, "because"),
+        ProvenanceDifference("b", "not recorded", "here", True, "another thing"),
+        ProvenanceDifference("a.y", None, 0, True, "because"),
     ]
     assert describe_differences(found) == (
         "  because:\n"

@@ -222,3 +222,19 @@ def test_a_buffer_in_memory_is_no_file_of_this(tmp_path: Path) -> None:
     (tmp_path / "old.pt").write_bytes(buffer.getvalue())
     with pytest.raises(DamagedFileError):
         load_verified(tmp_path / "old.pt")
+
+
+def test_a_file_with_bytes_of_no_record_is_refused_before_it_is_read(saved: Path) -> None:
+    with zipfile.ZipFile(saved) as archive:
+        records = [(record.filename, archive.read(record)) for record in archive.infolist()]
+    with open(saved, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+        for name, content in records:
+            archive.writestr(name, content)
+        file.seek(2**40)  # takes no space on most disks
+        archive.start_dir = file.tell()
+    assert saved.stat().st_size > 2**40
+    start = time.monotonic()
+    for load in (checkpoint.load, checkpoint.load_with_digest):
+        with raises(CheckpointError, word=str(saved)):
+            load(saved)
+    assert time.monotonic() - start < SECONDS

@@ -552,7 +552,9 @@ class Verify:
         type="step | file | 0 | null",
     )
     last: int | str | None = option(
-        "Step or file of the later checkpoint; null: the last kept checkpoint", None, type="step | file | null"
+        "Step or file of the later checkpoint; null: the last kept checkpoint, and last.pt if its content differs",
+        None,
+        type="step | file | null",
     )
     all: bool = option("Verify each kept checkpoint from first (null: the first kept one) to last", False)
     data_root: str | None = option("Directory of the dataset, if it has moved", None, type="directory | null")
