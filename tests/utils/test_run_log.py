@@ -4,9 +4,9 @@ import logging
 import pytest
 
 from genimg.utils import run_log
-from genimg.utils.run_log import ConsoleFormatter, Listing, RunLogHandler
+from genimg.utils.run_log import ConsoleFormatter, ListMessage, RunLogHandler
 
-_EVALUATION = Listing("2048 images: ", [f"metric{i}_mnist_v2 {i}.25" for i in range(9)], " (best)")
+_EVALUATION = ListMessage("2048 images: ", [f"metric{i}_mnist_v2 {i}.25" for i in range(9)], " (best)")
 
 
 def console_line(monkeypatch, columns):
