@@ -49,7 +49,8 @@ class Run:
 
     Attributes:
         directory: Directory of the run: config.yaml, checkpoints/, samples/, metrics.jsonl, summary.json, report.html.
-        status: ``completed``; ``stopped`` by a signal or a time limit, with a checkpoint to continue from; or ``dry_run``.
+        status: ``completed``, also if the time of ``trainer.duration`` was over first; ``stopped`` by a signal, with a checkpoint
+            to continue from; or ``dry_run``.
         summary: Content of summary.json: images seen, metrics of the last and the best evaluation, speed, versions.
         best: Best value of the evaluator's first metric; None without evaluation.
         signal: Number of the signal that stopped the training, if any.
@@ -124,7 +125,7 @@ class Training:
             log.warning("stopped at %d images; the checkpoint is written", state.images)
             log.warning("to continue: %s %s", _command(), argument("resume", relative(run_dir)))
         except TimeIsOverError:
-            summary |= {"status": "stopped", "time_is_over": True}
+            summary |= {"status": "completed", "time_is_over": True}
             time_is_over = True
             log.warning(
                 "the time of trainer.duration=%s is over after %d of %d images, because training was slower than measured "
@@ -148,7 +149,7 @@ class Training:
         name = trainer.evaluator.primary if trainer.evaluator else None
         best = state.best[name] if name and state.best else None
         self.run = Run(run_dir, summary["status"], summary, best, stopped_by, self.config["allow"])
-        if summary["status"] == "stopped" and not time_is_over:
+        if summary["status"] == "stopped":
             return
         if images_before >= trainer.settings.duration:
             _say_that_it_is_complete(state, self.config["trainer"]["duration"], trainer, run_dir)

@@ -155,7 +155,7 @@ class Run:
 
     @property
     def dataset(self) -> str:
-        """The name, split and number of the training images, such as ``mnist, split train, 60,000 images``.
+        """The name, split and number of the training images, such as ``mnist, split train, 10 % held out, 54,000 images``.
 
         If a run failed before it wrote a config, the overrides name the dataset. A dash stands for an unknown dataset.
         """
@@ -166,9 +166,13 @@ class Run:
         if not name or not self.settings:
             return name or "—"
         parts = [name.removesuffix(f"/{split}")] if split is not None else [name]
-        parts.append("not split" if split is None else f"split {split}")
-        if own.get("data.validation") not in (None, 0):
-            parts.append(f"without validation={own['data.validation']}")
+        if split is not None:
+            parts.append(f"split {split}")
+        held_out = own.get("data.validation")
+        if isinstance(held_out, str):
+            parts.append(f"validation split {held_out}")
+        elif type(held_out) is float and 0 < held_out < 1:
+            parts.append(f"{100 * held_out:.3g} % held out")
         if recorded.get("num_images") is not None:
             of = f" of {recorded['part_of']:,}" if recorded.get("part_of") is not None else ""
             parts.append(f"{recorded['num_images']:,}{of} images")

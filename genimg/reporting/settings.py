@@ -18,17 +18,32 @@ def swept_settings(runs: Sequence[Run]) -> dict[str, list[Setting]]:
     """Return the overridden keys whose values differ between runs, with the value of each run.
 
     A run that does not override a key has the value in its config. For a group, it has None, because a config does not record
-    the chosen option.
+    the chosen option. A run that failed before it had a config has the value that others with the same override have in theirs,
+    which may be different text: configs hold absolute paths.
     """
     keys = dict.fromkeys(key for run in runs for key in run.overridden)
-    return _different({key: [_setting(run, key) for run in runs] for key in keys})
+    return _different({key: _values(runs, key) for key in keys})
 
 
-def _setting(run: Run, key: str) -> Setting:
-    value = run.settings.get(key)
-    if key in run.settings and not isinstance(value, dict | list):
-        return value  # parsed by Hydra
-    return number_or_text(run.overridden[key]) if key in run.overridden else None
+def _values(runs: Sequence[Run], key: str) -> list[Setting]:
+    composed: dict[str, set[Setting]] = defaultdict(set)  # values in configs by the text of the override
+    for run in runs:
+        if key in run.overridden and _is_in_config(run, key):
+            composed[run.overridden[key]].add(run.settings[key])
+    values: list[Setting] = []
+    for run in runs:
+        typed = run.overridden.get(key)
+        if _is_in_config(run, key):
+            values.append(run.settings[key])  # parsed by Hydra
+        elif typed is not None and not run.settings and len(composed[typed]) == 1:
+            values += composed[typed]
+        else:
+            values.append(None if typed is None else number_or_text(typed))
+    return values
+
+
+def _is_in_config(run: Run, key: str) -> bool:
+    return key in run.settings and not isinstance(run.settings[key], dict | list)
 
 
 def number_or_text(text: str) -> Setting:

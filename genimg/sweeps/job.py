@@ -99,8 +99,7 @@ class Job:
     @property
     def is_complete(self) -> bool:
         """Whether its run has trained for its duration, or until the time of ``trainer.duration`` was over."""
-        summary = self.summary()
-        return summary.get("status") == "completed" or summary.get("time_is_over") is True
+        return self.summary().get("status") == "completed"
 
     def value(self) -> float | None:
         """Return the best value of the evaluator's first metric, or None without evaluation."""

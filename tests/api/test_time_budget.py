@@ -18,6 +18,7 @@ import genimg
 from genimg.api import time_budget
 from genimg.api import train as training
 from genimg.errors import ConfigError
+from genimg.reporting.run_files import read_run
 from genimg.training.decisions import Decisions
 
 RUN = [*TINY, *MODELS["dcgan"], "evaluation=none", "precision=fp32"]
@@ -101,7 +102,7 @@ def test_a_run_measures_itself_and_ends_about_in_time(tmp_path: Path, caplog: py
     slower = [each for each in RUN if "interval" not in each and not each.startswith("evaluation")]
     with caplog.at_level("INFO"):
         run = genimg.train([*slower, *evaluation, "trainer.duration=5 seconds", f"run_dir={tmp_path / 'run'}"])
-    assert run.status in ("completed", "stopped")
+    assert run.status == "completed"
     assert 0 < run.summary["images"] <= run.summary["duration"]
     assert run.summary["wall_seconds"] < 15
     messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
@@ -114,13 +115,14 @@ def test_a_run_on_a_slower_machine_stops_when_the_time_is_over_and_can_be_resume
     monkeypatch.setattr(training, "images_per_second", lambda *_, **__: 160_000.0)
     arguments = [*RUN, "trainer.duration=0.5 seconds", "trainer.checkpoint_interval=1000 steps"]
     stopped = genimg.train([*arguments, f"run_dir={tmp_path / 'stopped'}"])
-    assert (stopped.status, stopped.signal) == ("stopped", None)
+    assert (stopped.status, stopped.signal) == ("completed", None)
+    assert read_run(stopped.directory, "a").status == "completed"
     assert stopped.summary["time_is_over"] is True
     assert 0 < stopped.summary["images"] < stopped.summary["duration"] == 80_000
     assert (tmp_path / "stopped/checkpoints/last.pt").is_file()
     shutil.copytree(tmp_path / "stopped", tmp_path / "again")
     again = genimg.train([f"resume={tmp_path / 'again'}"])
-    assert again.status == "stopped"
+    assert again.status == "completed"
     assert again.summary["images"] > stopped.summary["images"]
     assert again.summary["duration"] == 80_000
 
@@ -133,7 +135,7 @@ def test_a_run_whose_time_is_over_is_evaluated_and_reported(
     arguments = [each for each in RUN if "interval" not in each and not each.startswith("evaluation")]
     with caplog.at_level("INFO"):
         run = genimg.train([*arguments, *evaluation, "trainer.duration=0.5 seconds", f"run_dir={tmp_path / 'run'}"])
-    assert run.status == "stopped"
+    assert run.status == "completed"
     images = run.summary["images"]
     assert 0 < images < run.summary["duration"]
     assert run.best is not None

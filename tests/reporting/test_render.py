@@ -164,6 +164,8 @@ def test_several_sweeps_together_are_runs(tmp_path: Path) -> None:
     for chosen, words in ((sweeps[:1], "5 jobs of a sweep"), (sweeps, "10 runs")):
         write_report(chosen, tmp_path / "report.html")
         assert words in (tmp_path / "report.html").read_text()
+        if len(chosen) == 1:
+            assert "5 jobs of a sweep: 4 completed, 1 failed. The" in (tmp_path / "report.md").read_text()
 
 
 def test_without_a_script_the_first_and_last_pictures_and_all_curves_are_there(sweep: Path) -> None:

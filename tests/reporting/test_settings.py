@@ -35,6 +35,18 @@ def test_swept_keys_have_typed_values_of_the_config_where_there_is_one() -> None
     assert swept_settings(runs) == {"loss": ["hinge", "wasserstein", "elbo"], "optimizer.lr": [0.0001, 0.0002, 0.001]}
 
 
+def test_a_run_without_a_config_has_the_value_of_others_with_the_same_override() -> None:
+    runs = [
+        Run(Path("a"), "a", ["data.root=photos", "data.classes=[1]"], {"data": {"root": "/home/photos", "classes": [1]}}),
+        Run(Path("b"), "b", ["data.root=photos", "data.classes=[1]"]),  # failed before it had a config
+    ]
+    assert swept_settings(runs) == {}
+    other = Run(Path("c"), "c", ["data.root=drawings"])
+    assert swept_settings([*runs, other])["data.root"] == ["/home/photos", "/home/photos", "drawings"]
+    elsewhere = Run(Path("d"), "d", ["data.root=photos"], {"data": {"root": "/tmp/photos"}})
+    assert swept_settings([*runs, elsewhere])["data.root"] == ["/home/photos", "photos", "/tmp/photos"]
+
+
 def test_configs_differ_in_keys_that_a_copy_inside_the_model_does_not_repeat() -> None:
     def run(name: str, loss: str, extra: dict[str, int]) -> Run:
         config = {"loss": {"name": loss}, "model": {"loss": {"name": loss}, "width": 4, **extra}, "run_dir": name, "same": 1}
@@ -66,9 +78,12 @@ def test_runs_that_differ_only_in_their_seed_are_one_group() -> None:
          {"name": "mnist/train", "num_images": 60000}, "mnist, split train, 60,000 images"),
         ({"_target_": "genimg.data.datasets.builtin.mnist", "split": "train", "root": "data"}, None, "mnist, split train"),
         ({"_target_": "genimg.data.datasets.builtin.folder", "root": "/data/photos", "validation": 0.1}, None,
-         "folder photos, not split, without validation=0.1"),
+         "folder photos, 10 % held out"),
         ({"_target_": "genimg.data.datasets.shapes.shapes", "validation": 0}, {"name": "shapes", "num_images": 200},
-         "shapes, not split, 200 images"),
+         "shapes, 200 images"),
+        ({"_target_": "genimg.data.datasets.builtin.mnist", "split": "train", "validation": "test"},
+         {"name": "mnist/train", "num_images": 60000}, "mnist, split train, validation split test, 60,000 images"),
+        ({"_target_": "genimg.data.datasets.builtin.folder", "root": "photos", "validation": [1]}, None, "folder photos"),
     ],
 )  # fmt: skip
 def test_the_data_is_named_with_its_split(data: dict[str, object], recorded: dict[str, object] | None, expected: str) -> None:

@@ -202,10 +202,9 @@ def test_each_job_sees_a_gpu_and_a_share_of_the_cores_of_its_own(tmp_path: Path,
 
 
 @pytest.mark.parametrize(("summary", "is_complete"), [
-    ({"status": "completed"}, True), ({"status": "stopped", "time_is_over": True}, True), ({"status": "stopped"}, False),
-    ({}, False),
+    ({"status": "completed"}, True), ({"status": "stopped"}, False), ({}, False),
 ])  # fmt: skip
-def test_a_job_is_complete_after_its_duration_or_its_time(summary: dict[str, Any], is_complete: bool, tmp_path: Path) -> None:
+def test_a_job_is_complete_if_its_run_is(summary: dict[str, Any], is_complete: bool, tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps(summary | {"overrides": ["seed=0"]}))
     assert Job(0, ["seed=0"], tmp_path).is_complete is is_complete
 
