@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from genimg.errors import ConfigError, first_line
 from genimg.training.recorder import Outcome
@@ -27,7 +29,7 @@ class MlflowRecorder(Tracker):
 
     Args:
         experiment: Name of the experiment that lists the run; it is created if there is none.
-        tracking_uri: Server, database or directory; None uses $MLFLOW_TRACKING_URI, else MLflow's default.
+        tracking_uri: Server or database; None uses $MLFLOW_TRACKING_URI, or else mlflow.db in the working directory.
         tags: Tags of the run by name; None for none.
 
     Raises:
@@ -73,6 +75,13 @@ class MlflowRecorder(Tracker):
             ) from error
         return self._id
 
+    def location(self, run_dir: Path) -> tuple[str, str]:
+        uri = str(self._client.tracking_uri)  # also if MLflow chose it
+        shown = _without_secrets(uri)
+        is_server = uri.startswith(("http:", "https:", "databricks"))
+        # A command without the password of a database would not work.
+        return shown, "" if is_server or shown != uri else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+
     def send_scalars(self, step: int, images: int, values: Mapping[str, float]) -> None:
         now = int(1000 * time.time())
         self._client.log_batch(
@@ -84,3 +93,10 @@ class MlflowRecorder(Tracker):
 
     def end(self, outcome: Outcome) -> None:
         self._client.set_terminated(self._id, status=_STATUS[outcome])
+
+
+def _without_secrets(uri: str) -> str:
+    """Return the URI of a server or database without its user, password and options, which may be secret."""
+    parts = urlsplit(uri)
+    kept = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")
+    return uri if kept == parts else urlunsplit(kept)

@@ -57,6 +57,8 @@ class Tracker(ABC):
         if identifier != known:
             with atomically(path) as temporary:
                 temporary.write_text(identifier + "\n", encoding="utf-8")
+        place, command = self.location(run_dir)
+        log.info("%s: records go to %s%s", self.package, place, f"; to see them: {command}" if command else "")
 
     def scalars(self, step: int, images: int, values: Mapping[str, float]) -> None:
         """Record numbers by name."""
@@ -80,6 +82,13 @@ class Tracker(ABC):
 
         Raises:
             ConfigError: If the service refuses.
+        """
+
+    @abstractmethod
+    def location(self, run_dir: Path) -> tuple[str, str]:
+        """Return where the records of the started run are, without passwords, and a command that shows them.
+
+        The command is empty if the place is a URL for a browser, or if no command is known.
         """
 
     @abstractmethod

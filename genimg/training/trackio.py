@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import os
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,14 @@ class TrackioRecorder(Tracker):
         except Exception as error:
             raise ConfigError(f"trackio cannot start a run ({first_line(error)})", "choose another logger") from error
         return name
+
+    def location(self, run_dir: Path) -> tuple[str, str]:
+        # As trackio.init does, which prefers a Space.
+        if space := self._settings["space_id"] or os.environ.get("TRACKIO_SPACE_ID"):
+            return f"https://huggingface.co/spaces/{space}", ""
+        if os.environ.get("TRACKIO_SERVER_URL"):
+            return "the server of TRACKIO_SERVER_URL", ""  # the URL may hold a token
+        return str(self._trackio.TRACKIO_DIR), f"trackio show --project {shlex.quote(str(self._settings['project']))}"
 
     def send_scalars(self, step: int, images: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from genimg.errors import ConfigError, first_line
 from genimg.training.recorder import Outcome
 from genimg.training.trackers import Tracker, new_identifier
+from genimg.utils.paths import relative
 
 
 class WandbRecorder(Tracker):
@@ -51,6 +53,12 @@ class WandbRecorder(Tracker):
         self._run.define_metric("images")
         self._run.define_metric("*", step_metric="images")
         return identifier
+
+    def location(self, run_dir: Path) -> tuple[str, str]:
+        if self._run.url:
+            return self._run.url, ""
+        folder = str(relative(run_dir / "wandb"))  # offline runs have no URL
+        return folder, f"wandb sync {shlex.quote(folder)}/offline-run-*"
 
     def send_scalars(self, step: int, images: int, values: Mapping[str, float]) -> None:
         self._run.log({**values, "images": images}, step=step)

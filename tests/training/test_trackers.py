@@ -41,6 +41,9 @@ class Service(Tracker):
     def begin(self, run_dir: Path, config: Any, known: str | None) -> str:
         return known or "first"
 
+    def location(self, run_dir: Path) -> tuple[str, str]:
+        return "a server", "show it"
+
     def send_scalars(self, step: int, images: int, values: Any) -> None:
         if self.fails:
             raise OSError("no route to the server")
@@ -99,6 +102,7 @@ class Client:
     def __init__(self, tracking_uri: str | None) -> None:
         if tracking_uri == "http://nowhere":
             raise ConnectionError("no route to http://nowhere\nmore")
+        self.tracking_uri = tracking_uri or "sqlite:////there/mlflow.db"
 
     def get_experiment_by_name(self, name: str) -> None:
         return None
@@ -182,6 +186,26 @@ def test_mlflow_without_its_server_or_record_is_one_message(runs: dict[str, dict
         mlflow().open(tmp_path, {})
 
 
+@pytest.mark.parametrize(("uri", "place", "command"), [
+    (None, "sqlite:////there/mlflow.db", "mlflow ui --backend-store-uri sqlite:////there/mlflow.db"),
+    ("sqlite:///my db", "sqlite:///my db", "mlflow ui --backend-store-uri 'sqlite:///my db'"),
+    ("http://me:secret@server:5000", "http://server:5000", ""),
+    ("postgresql://me:a@b@host/name?password=secret", "postgresql://host/name", ""),
+    ("databricks", "databricks", ""),
+])  # fmt: skip
+def test_where_mlflow_has_its_records_is_logged_without_passwords(
+    uri: str | None, place: str, command: str, runs: dict[str, dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = mlflow(tracking_uri=uri)
+    with caplog.at_level("INFO"):
+        recorder.open(tmp_path, {})
+    assert recorder.location(tmp_path) == (place, command)
+    [message] = caplog.messages
+    assert place in message
+    assert command in message
+    assert "secret" not in message
+
+
 @pytest.mark.parametrize("make", [mlflow, lambda: TrackioRecorder("genimg", None, None)])
 def test_without_the_package_the_message_names_the_extra(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -196,6 +220,7 @@ class Trackio(types.ModuleType):
 
     def __init__(self) -> None:
         super().__init__("trackio")
+        self.TRACKIO_DIR = Path("/there")
         self.begun: list[dict[str, Any]] = []
         self.logged: list[tuple[dict[str, Any], int]] = []
         self.alerts: list[str] = []
@@ -240,6 +265,10 @@ def test_trackio_continues_a_run_by_its_name_and_alerts_of_a_failure(
     assert module.logged[1][0]["pictures/samples"].shape == (8, 8)
     assert (module.alerts, module.ended) == (["error"], 2)
     assert capsys.readouterr().out == ""
+    assert recorder.location(tmp_path) == ("/there", "trackio show --project genimg")
+    monkeypatch.setenv("TRACKIO_SERVER_URL", "http://server?token=secret")
+    assert "secret" not in recorder.location(tmp_path)[0]
+    assert TrackioRecorder("genimg", None, "me/mine").location(tmp_path) == ("https://huggingface.co/spaces/me/mine", "")
 
 
 def test_a_real_mlflow_holds_what_a_run_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

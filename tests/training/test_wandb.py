@@ -31,11 +31,13 @@ class StandIn(types.ModuleType):
         self.ended = 0
         self.errors = types.SimpleNamespace(Error=type("Error", (Exception,), {}))
         self.refuses = False
+        self.url: str | None = None
 
     def init(self, **settings: Any) -> StandIn:
         if self.refuses:
             raise self.errors.Error("No API key configured.\nmore")
         self.begun.append(settings)
+        self.url = "https://wandb.ai/me/genimg/runs/1" if settings["mode"] == "online" else None
         return self
 
     def Settings(self, **settings: Any) -> dict[str, Any]:  # noqa: N802
@@ -90,6 +92,18 @@ def test_a_continued_run_goes_on_in_the_same_record(wandb: StandIn, tmp_path: Pa
     WandbRecorder(**SETTINGS).open(tmp_path / "other", {})
     first, again, other = (settings["id"] for settings in wandb.begun)
     assert first == again != other
+
+
+def test_where_the_records_are_is_a_url_or_a_directory(wandb: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_dir = tmp_path / "a run"
+    run_dir.mkdir()
+    recorder = WandbRecorder(**SETTINGS)
+    recorder.open(run_dir, {})
+    assert recorder.location(run_dir) == ("a run/wandb", "wandb sync 'a run/wandb'/offline-run-*")
+    recorder = WandbRecorder(**SETTINGS | {"mode": "online"})
+    recorder.open(run_dir, {})
+    assert recorder.location(run_dir) == ("https://wandb.ai/me/genimg/runs/1", "")
 
 
 def test_a_refusal_is_one_message(wandb: StandIn, tmp_path: Path) -> None:
