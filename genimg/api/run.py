@@ -49,7 +49,7 @@ class Run:
 
     Attributes:
         directory: Directory of the run: config.yaml, checkpoints/, samples/, metrics.jsonl, summary.json, report.html.
-        status: ``completed``, also if the time of ``trainer.duration`` was over first; ``stopped`` by a signal, with a checkpoint
+        status: ``completed``, also when the time of ``trainer.duration`` is over; ``stopped`` by a signal, with a checkpoint
             to continue from; or ``dry_run``.
         summary: Content of summary.json: images seen, metrics of the last and the best evaluation, speed, versions.
         best: Best value of the evaluator's first metric; None without evaluation.
