@@ -16,10 +16,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, filter_overrides
 from hydra.errors import HydraException
 from hydra.types import HydraContext
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from genimg.config.messages import explain
+from genimg.errors import subject_of
 from genimg.utils.csv_cells import neutral
 from genimg.utils.files import atomically
 from genimg.utils.json_text import parse_json
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _MOST_WORDS = 60  # maximum number of characters of a job's overrides in the table
 _METRIC = "evaluation/"
+_PLACES_OF_IMAGES = ("data.root", "data.path", "data.hub", "data.split")
 _MOST_SUMMARY = 2**24  # maximum size of summary.json in bytes
 
 
@@ -45,6 +47,7 @@ class Job:
         status: ``waiting``, ``running``, ``completed``, ``failed``, ``stopped`` or ``pruned``.
         note: Reason why the job failed or was pruned.
         has_bug: Whether the job failed because of a bug, not because of a user's mistake.
+        needed_seconds: Training time that the job needs, if it failed because its share of a budget is too short; else 0.
         slot: Slot of the queue: the index of a GPU, or None without GPUs.
         is_stopped: Whether the job is stopped together with the sweep.
         hopeless: Reason why the job is stopped early; empty if it is not.
@@ -62,6 +65,7 @@ class Job:
     status: str = "waiting"
     note: str = ""
     has_bug: bool = False
+    needed_seconds: int = 0
     slot: str | None = None
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
@@ -146,6 +150,31 @@ class Job:
         """Return the number of images in the whole training, which the run printed at its start."""
         found = re.findall(r"^training for .*: (\d+) images in ", self.console(), re.MULTILINE)
         return int(found[-1]) if found else None
+
+
+def fails_for_all(job: Job, jobs: Iterable[Job]) -> bool:
+    """Return whether a failed job found no usable images, so that jobs that have not started would fail for the same reason.
+
+    Only errors about the place of the images count. They depend on the group ``data`` alone, which must be the same.
+
+    Args:
+        job: The failed job.
+        jobs: Known jobs of the sweep.
+    """
+    if job.has_bug or subject_of(job.note) not in _PLACES_OF_IMAGES or job.duration() is not None:
+        return False
+    if any(re.match(r"[+~]*(data|experiment)\b", override) for override in job.own):
+        return False
+    try:
+        own = _data_of(job)
+        return own is not None and all(_data_of(other) == own for other in jobs if other.status == "waiting")
+    except OmegaConfBaseException:  # an interpolation that cannot be resolved
+        return False
+
+
+def _data_of(job: Job) -> Any:
+    data = None if job.result.cfg is None else job.result.cfg.get("data")
+    return OmegaConf.to_container(data, resolve=True) if isinstance(data, DictConfig) else None
 
 
 def compose_job(context: HydraContext, config: DictConfig, number: int, overrides: Sequence[str]) -> Job:

@@ -79,9 +79,9 @@ class GpuQueueLauncher(Launcher):
             _refuse_another_sweep(jobs, sweep)
             if budget is not None:
                 budget.record(sweep)
-            work_off(_listed(jobs, sweep / "sweep.csv", skip=self.skip_finished), self.slots)
+            work_off(_listed(jobs, sweep / "sweep.csv", budget, skip=self.skip_finished), self.slots)
             report_on(sweep)
-        error = SweepError(jobs, sweep)
+        error = SweepError(jobs, sweep, len(jobs), budget)
         if is_basic and any(job.status != "completed" for job in jobs):
             raise error  # after all jobs; Hydra itself would first print the overrides of the first failed job
         for job in jobs:
@@ -119,9 +119,9 @@ def refuse_what_is_of_one_run(composed: DictConfig | None, overrides: Sequence[s
         raise ConfigError("run_dir has no effect in a sweep: give hydra.sweep.dir")
 
 
-def _listed(jobs: list[Job], table: Path, *, skip: bool) -> Jobs:
+def _listed(jobs: list[Job], table: Path, budget: Budget | None, *, skip: bool) -> Jobs:
     """Return the jobs as a queue, and record them. ``skip`` tells whether to skip jobs that an earlier launch completed."""
-    found = Jobs(table, len(jobs))
+    found = Jobs(table, len(jobs), budget)
     found.by_number = {job.number: job for job in jobs}
     for job in jobs:
         if job.status == "failed":

@@ -15,8 +15,9 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from genimg.errors import ConfigError, UserError
+from genimg.sweeps.budget import Budget
 from genimg.sweeps.display import Display
-from genimg.sweeps.job import Job, write_table
+from genimg.sweeps.job import Job, fails_for_all, write_table
 from genimg.utils.environment import num_cores
 from genimg.utils.files import alone_in
 from genimg.utils.paths import RUN_FILES, relative
@@ -39,27 +40,31 @@ _FLAGS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
 
 
 class SweepError(UserError):
-    """Some jobs of a sweep failed; the others are complete.
+    """Some jobs of a sweep failed; the others are complete or were not started.
 
     Args:
-        jobs: Jobs of the sweep.
+        jobs: Jobs of the sweep that are known.
         folder: Directory of the sweep.
+        total: Number of jobs of the whole sweep.
+        budget: Budget of the sweep; None if it has none.
 
     Attributes:
         has_bug: Whether a job failed with a bug; the sweep then ends with a bug's exit code.
     """
 
-    def __init__(self, jobs: Sequence[Job], folder: Path) -> None:
-        failed = [job for job in jobs if job.status not in ("completed", "pruned")]
+    def __init__(self, jobs: Sequence[Job], folder: Path, total: int, budget: Budget | None) -> None:
+        failed = [job for job in jobs if job.status not in ("completed", "pruned", "waiting")]
+        num_left = total - sum(job.status != "waiting" for job in jobs)
         bugs = [job for job in failed if job.has_bug]
         numbers = ", ".join(f"#{job.number}{' because of a bug' * job.has_bug}" for job in failed)
+        left = f", and {num_left} were not started, because they have the same data" if num_left else ""
         logs = " and ".join(str(relative(job.folder / _CONSOLE)) for job in bugs[:_MOST_LOGS])
         more = f" and {len(bugs) - _MOST_LOGS} more" if len(bugs) > _MOST_LOGS else ""
         where = f", the bug{'s' * (len(bugs) > 1)} in {logs}{more}" if bugs else ""
+        again = f"the same command with hydra.sweep.dir={folder} runs only these again, from their checkpoints if they have any"
         super().__init__(
-            f"{len(failed)} of {len(jobs)} jobs failed, {numbers}: the reasons are above and in {_CONSOLE} of their "
-            f"directories{where}; the same command with hydra.sweep.dir={folder} runs only these again, from their "
-            "checkpoints if they have any",
+            f"{len(failed)} of {total} jobs failed, {numbers}{left}: the reasons are above and in {_CONSOLE} of their "
+            f"directories{where}; {(budget and budget.advice(failed)) or again}",
             key="",
         )
         self.has_bug = bool(bugs)
@@ -71,11 +76,16 @@ class Jobs:
     Args:
         table: Path of the table.
         total: Number of jobs in the whole sweep, including those done by earlier launches.
+        budget: Budget of the sweep; None if it has none.
+
+    Attributes:
+        is_pointless: Whether jobs that have not started would fail like one that has failed, so none is started.
     """
 
-    def __init__(self, table: Path, total: int) -> None:
-        self.table, self.total = table, total
+    def __init__(self, table: Path, total: int, budget: Budget | None) -> None:
+        self.table, self.total, self.budget = table, total, budget
         self.by_number: dict[int, Job] = {}
+        self.is_pointless = False
 
     @property
     def num_done(self) -> int:
@@ -96,6 +106,10 @@ class Jobs:
 
     def ended(self, job: Job) -> None:
         """Record that a job has ended, with any status."""
+        if job.status == "failed" and self.budget is not None:
+            self.budget.explain(job)
+        if job.status == "failed" and fails_for_all(job, self.by_number.values()):
+            self.is_pointless = True
         write_table([job], self.table)
 
 
@@ -125,7 +139,7 @@ def work_off(jobs: Jobs, slots: Sequence[str | None]) -> None:
     with _counting_interrupts() as interrupts:
         try:
             while not interrupts:
-                while free and not interrupts and (job := jobs.next()) is not None:
+                while free and not interrupts and not jobs.is_pointless and (job := jobs.next()) is not None:
                     start(job, free.pop(0), at_once=len(slots))
                     running.append(job)
                     jobs.started(job)

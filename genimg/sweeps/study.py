@@ -123,11 +123,11 @@ class OptunaStudySweeper(Sweeper):
         with alone_in_sweep(folder):
             if budget is not None:
                 budget.record(folder)
-            self._search(space, fixed, folder)
+            self._search(space, fixed, folder, budget)
 
-    def _search(self, space: dict[str, BaseDistribution], fixed: list[str], folder: Path) -> None:
+    def _search(self, space: dict[str, BaseDistribution], fixed: list[str], folder: Path, budget: Budget | None) -> None:
         study = self._open(self._storage or f"sqlite:///{folder / _FILE}", fixed, space, folder)
-        trials = Trials(self._compose, study, space, fixed, folder, n_trials=self._n_trials)
+        trials = Trials(self._compose, study, space, fixed, folder, n_trials=self._n_trials, budget=budget)
         work_off(trials, self._slots)
         report_on(folder)
         trials.report()

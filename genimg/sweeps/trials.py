@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from genimg.errors import ConfigError
+from genimg.sweeps.budget import Budget
 from genimg.sweeps.job import Job, write_table
 from genimg.sweeps.queue import Jobs, SweepError
 from genimg.utils.regular_files import UnsafeFileError, refuse_links
@@ -39,6 +40,7 @@ class Trials(Jobs):
         fixed: Overrides of all jobs.
         folder: Directory of the sweep.
         n_trials: Number of jobs in the whole study.
+        budget: Budget of the study; None if it has none.
     """
 
     def __init__(
@@ -50,10 +52,11 @@ class Trials(Jobs):
         folder: Path,
         *,
         n_trials: int,
+        budget: Budget | None,
     ) -> None:
         import optuna
 
-        super().__init__(folder / "sweep.csv", n_trials)
+        super().__init__(folder / "sweep.csv", n_trials, budget)
         self._compose, self._study, self._space, self._fixed, self._folder = compose, study, space, fixed, folder
         self._n_trials = n_trials
         self._trials: dict[int, Trial] = {}
@@ -134,10 +137,10 @@ class Trials(Jobs):
                 job.status, job.note = "failed", f"its value is {'missing' if value is None else value}"
             else:
                 self._study.tell(trial, value)
-        if job.status in ("pruned", "failed"):
+        super().ended(job)
+        if job.status in ("pruned", "failed"):  # a stopped job's trial stays RUNNING in the study
             trial.set_user_attr(_NOTE, job.note)
             self._study.tell(trial, state=states.PRUNED if job.status == "pruned" else states.FAIL)
-        super().ended(job)  # a stopped job's trial stays RUNNING in the study
 
     def report(self) -> None:
         """Log the best trial.
@@ -152,7 +155,7 @@ class Trials(Jobs):
             log.info("best of %d complete trials: #%d with %.6g: %s", len(complete), best.user_attrs[_JOB], best.value,
                      " ".join(f"{key}={value}" for key, value in best.params.items()))  # fmt: skip
         if any(job.status not in ("completed", "pruned") for job in jobs):
-            raise SweepError(jobs, self._folder)
+            raise SweepError(jobs, self._folder, self.total, self.budget)
 
     def _require_own(self, trial: Trial | FrozenTrial) -> None:
         """Refuse a stored trial that this search cannot have made, because its parameters become arguments of a command.

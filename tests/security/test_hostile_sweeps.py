@@ -47,7 +47,7 @@ class TestStudy:
         def compose(number: int, overrides: list[str]) -> Job:
             return Job(number, overrides, folder / f"{number:03d}")
 
-        return Trials(compose, study, self.space(), ["seed=0"], folder, n_trials=2)
+        return Trials(compose, study, self.space(), ["seed=0"], folder, n_trials=2, budget=None)
 
     @pytest.mark.parametrize(
         ("name", "value"),

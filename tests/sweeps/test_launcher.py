@@ -19,13 +19,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 from sweeping import TINY, launch, start, table, train
 
 from genimg import cli
 from genimg.config import resolvers
 from genimg.sweeps import queue
 from genimg.sweeps.display import row as row_of
-from genimg.sweeps.job import Job
+from genimg.sweeps.job import Job, fails_for_all
 from genimg.utils.durations import to_seconds
 from genimg.utils.paths import config_dir
 
@@ -159,6 +160,41 @@ def test_what_would_have_no_effect_is_refused(arguments: list[str], message: str
     assert message in output
 
 
+@pytest.mark.parametrize(("arguments", "statuses"), [
+    (["data.root=absent", "seed=0,1,2"], ["failed", "waiting", "waiting"]),
+    (["data.root=absent,away", "seed=0"], ["failed", "failed"]),
+])  # fmt: skip
+def test_jobs_with_the_data_of_one_that_found_no_images_are_not_started(
+    arguments: list[str], statuses: list[str], tmp_path: Path
+) -> None:
+    common = [each for each in TINY if not each.startswith("data")]
+    code, output = launch(tmp_path, "data=folder", *arguments, common=common)
+    assert code == 2
+    assert [row["status"] for row in table(tmp_path)] == statuses
+    assert f"{statuses.count('failed')} of {len(statuses)} jobs failed, #0" in output
+    assert ("2 were not started" in output) == ("waiting" in statuses)
+
+
+@pytest.mark.parametrize(("note", "own", "data", "expected"), [
+    ("data.root=photos holds no images: ...", [], {"root": "photos"}, True),
+    ("data.root is required: ...", [], {"root": "photos"}, True),
+    ("data.image_size=[33,33] does not fit this network: ...", [], {"root": "photos"}, False),
+    ("data.root=photos holds no images: ...", [], {"root": "drawings"}, False),
+    ("data.root=photos holds no images: ...", [], {"root": "${oc.env:GENIMG_ABSENT}"}, False),
+    ("data.root=photos holds no images: ...", ["data.root=photos"], {"root": "photos"}, False),
+])  # fmt: skip
+def test_only_an_error_about_the_place_of_shared_images_is_that_of_all_jobs(
+    note: str, own: list[str], data: dict[str, str], expected: bool, tmp_path: Path
+) -> None:
+    job, other = Job(0, [], tmp_path, own, status="failed", note=note), Job(1, [], tmp_path)
+    job.result.cfg, other.result.cfg = (OmegaConf.create({"data": each}) for each in ({"root": "photos"}, data))
+    assert fails_for_all(job, [job, other]) is expected
+    other.status = "completed"
+    assert fails_for_all(job, [job, other]) is (expected or (not own and note.startswith("data.root")))
+    (tmp_path / "console.log").write_text("training for 1 epochs: 640 images in 10 steps of 64\n")
+    assert not fails_for_all(job, [job, other])
+
+
 def test_each_job_sees_a_gpu_and_a_share_of_the_cores_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 
@@ -170,7 +206,7 @@ def test_each_job_sees_a_gpu_and_a_share_of_the_cores_of_its_own(tmp_path: Path,
             return 0
 
     class Jobs:
-        total, num_done = 3, 0
+        total, num_done, is_pointless = 3, 0, False
 
         def __init__(self) -> None:
             self.left = [Job(i, [f"seed={i}", "x='a b'"], tmp_path / str(i)) for i in range(3)]
@@ -332,7 +368,7 @@ def test_a_bug_in_a_job_is_told_apart_from_a_setting_that_cannot_work(ending: st
     job = Job(3, ["seed=3"], tmp_path, process=SimpleNamespace(poll=lambda: code))  # type: ignore[arg-type]
     assert queue.has_ended(job)
     assert (job.status, job.note, job.has_bug) == ("failed", note, has_bug)
-    error = queue.SweepError([job, Job(4, [], tmp_path, status="completed")], tmp_path)
+    error = queue.SweepError([job, Job(4, [], tmp_path, status="completed")], tmp_path, 2, None)
     assert error.has_bug == has_bug
     assert str(error).startswith(f"1 of 2 jobs failed, #3{' because of a bug' if has_bug else ''}: ")
     assert (f"the bug in {tmp_path / 'console.log'}" in str(error)) == has_bug

@@ -110,7 +110,8 @@ def trials_of(study: Any, folder: Path, **changes: Any) -> Any:
     def compose(number: int, overrides: list[str]) -> Job:
         return Job(number, overrides, folder / str(number))
 
-    settings = {"compose": compose, "space": {"x": FloatDistribution(0, 1)}, "fixed": ["seed=3"], "n_trials": 6}
+    settings = {"compose": compose, "space": {"x": FloatDistribution(0, 1)}, "fixed": ["seed=3"], "n_trials": 6,
+                "budget": None}  # fmt: skip
     return module.Trials(study=study, folder=folder, **settings | changes)
 
 
