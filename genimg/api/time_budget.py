@@ -90,7 +90,7 @@ def images_per_second(parts: TrainingComponents, config: Mapping[str, Any], *, s
         raise ConfigError(
             f"trainer.duration={config['trainer']['duration']} is too short: {what}{_FEWEST_STEPS} steps take "
             f"{_FEWEST_STEPS * step:.2g} s",
-            f"give at least {enough} seconds" + (", or set evaluation=none" if evaluation else ""),
+            f"give at least {enough} seconds" + (", a smaller evaluation.num_images, or evaluation=none" if evaluation else ""),
             key="trainer.duration",
         )
     log.info(

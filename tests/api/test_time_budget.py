@@ -19,6 +19,8 @@ from genimg.api import time_budget
 from genimg.api import train as training
 from genimg.errors import ConfigError
 from genimg.reporting.run_files import read_run
+from genimg.sweeps.budget import Budget
+from genimg.sweeps.job import Job
 from genimg.training.decisions import Decisions
 
 RUN = [*TINY, *MODELS["dcgan"], "evaluation=none", "precision=fp32"]
@@ -70,6 +72,9 @@ def test_a_time_too_short_for_an_evaluation_and_ten_steps_is_refused(monkeypatch
     enough = re.search(r"at least (\d+ seconds)", str(caught.value))
     assert enough is not None
     time_budget.images_per_second(parts, config | {"trainer": {"duration": enough[1]}})
+    job = Job(0, [], Path(), status="failed", note=str(caught.value))
+    Budget("2 minutes", 60, 2).explain(job)  # reads the message
+    assert f"{job.needed_seconds} seconds" == enough[1]
 
 
 def test_a_run_records_its_rate_and_schedules_end_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
-import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,9 @@ from errors import raises
 from omegaconf import DictConfig, OmegaConf
 from sweeping import launch, table
 
+from genimg import cli
 from genimg.errors import ConfigError
+from genimg.sweeps import queue
 from genimg.sweeps.budget import Budget
 from genimg.sweeps.job import Job
 
@@ -79,11 +81,25 @@ def test_jobs_whose_time_is_too_short_tell_which_budget_is_enough(tmp_path: Path
     assert budget.advice(jobs[2:]) == ""
 
 
-def test_a_sweep_whose_budget_is_too_short_ends_with_the_budget_that_is_enough(tmp_path: Path) -> None:
-    code, output = launch(tmp_path, "seed=0", "budget=1 seconds", "evaluation.num_samples=5000")
-    assert code == 2, output
-    [row] = table(tmp_path)
-    assert row["note"].startswith("budget=1 seconds leaves 1 seconds for each run")
-    [needed] = re.findall(r"at least (\d+) seconds", row["note"])
-    [found] = re.findall(r"error: 1 of 1 jobs failed.*; budget=1 seconds is too short: give budget='(\d+) minutes'", output)
-    assert int(found) == math.ceil(int(needed) / 60)
+@pytest.mark.usefixtures("unchanged_process")
+def test_a_sweep_whose_budget_is_too_short_ends_with_the_budget_that_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Jobs are programs that end as a run whose time is too short; tests/api/test_time_budget.py compares its message."""
+    message = "genimg-train: error: trainer.duration=1 seconds is too short: 10 steps take 2 s: give at least {}0 seconds"
+    program = f"import sys, re; print('{message}'.format(re.search(r'seed=(\\d)', ' '.join(sys.argv))[1])); sys.exit(2)"
+    real = subprocess.Popen
+    monkeypatch.setattr(queue.subprocess, "Popen", lambda words, **more: real([words[0], "-c", program, *words[3:]], **more))
+    monkeypatch.chdir(tmp_path)
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, getattr(sys, stream))  # which the command wraps
+    arguments = ["-m", "hydra/launcher=gpu_queue", "hydra.sweep.dir=sweep", "seed=4,5", "budget=2 seconds"]
+    monkeypatch.setattr(sys, "argv", ["genimg-train", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.train()
+    assert ended.value.code == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert "2 of 2 jobs failed, #0, #1: " in error
+    assert "budget=2 seconds is too short: give budget='2 minutes'" in error  # 2 x 50 seconds
+    assert "the same command" not in error  # it would fail again
+    assert [row["note"].partition(" leaves ")[0] for row in table(tmp_path)] == ["budget=2 seconds"] * 2
