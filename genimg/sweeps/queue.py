@@ -61,7 +61,10 @@ class SweepError(UserError):
         logs = " and ".join(str(relative(job.folder / _CONSOLE)) for job in bugs[:_MOST_LOGS])
         more = f" and {len(bugs) - _MOST_LOGS} more" if len(bugs) > _MOST_LOGS else ""
         where = f", the bug{'s' * (len(bugs) > 1)} in {logs}{more}" if bugs else ""
-        again = f"the same command with hydra.sweep.dir={folder} runs only these again, from their checkpoints if they have any"
+        again = "with this corrected, " if num_left else ""
+        again += (
+            f"the same command with hydra.sweep.dir={folder} runs only these again, from their checkpoints if they have any"
+        )
         super().__init__(
             f"{len(failed)} of {total} jobs failed, {numbers}{left}: the reasons are above and in {_CONSOLE} of their "
             f"directories{where}; {(budget and budget.advice(failed)) or again}",
