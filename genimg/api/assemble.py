@@ -82,6 +82,7 @@ def assemble(
     dataset: ImageDataset | None = None,
     weights: Mapping[str, Tensor] | None = None,
     trained: Mapping[str, Tensor] = MappingProxyType({}),
+    labelled: bool = True,
     check_classes: Callable[[Sequence[str]], None] | None = None,
     initialise: Initialise | None = None,
     from_the_start: bool = False,
@@ -98,6 +99,7 @@ def assemble(
         may_replace_evaluation: Whether to use another evaluation, or none, if the weights of the given one are unavailable.
         dataset: Images to train on; None builds the config's dataset.
         weights, trained: See ``build_method``. Only the first rank needs ``trained``.
+        labelled: See ``Builder``.
         check_classes: Function called with the class names of the data before the model is built.
         initialise: See ``build_method``; only the first rank needs it.
         from_the_start: See ``build_method``.
@@ -109,6 +111,7 @@ def assemble(
     """
     with raise_on_any_rank():
         builder, trainer_config, method_class = _checked(config, named, decided, images_per_second)
+        builder = replace(builder, labelled=labelled)
         augment, logger = (builder.build_group(config, key) for key in ("augment", "logger"))
         device, precision, performance = _placement(config, device_name, decided, builder)
         is_sharded = _is_sharded(config, method_class)

@@ -46,10 +46,10 @@ def build_dataset(config: Mapping[str, Any], builder: Builder, given: ImageDatas
     another = isinstance(validation, str)
     other = other_split(data, validation, key="data.validation", instead="give a share such as 0.1") if another else {}
     dataset: ImageDataset = builder.build(_without_loader(data), "data") if given is None else given
-    dataset = _of_chosen_classes(dataset, data.get("classes"))
+    dataset = _labelled(dataset, data.get("classes"), builder if given is None else None)
     if another:
         try:
-            dataset.validation = _of_chosen_classes(builder.build(_without_loader(other), "data"), data.get("classes"))
+            dataset.validation = _labelled(builder.build(_without_loader(other), "data"), data.get("classes"), builder)
         except UserError as error:
             raise ConfigError(f"data.validation={validation}: {error}") from error
         if dataset.validation.fingerprint == dataset.fingerprint:
@@ -162,6 +162,19 @@ def build_loader(
         if task is not None:
             keys = ("image", NOISE_KEY) if NOISE_KEY in keys else ("image",)
         return ImageLoader(dataset, device=device, keys=keys, augment=augment, task=task, **settings)
+
+
+def _labelled(dataset: ImageDataset, classes: Sequence[object] | None, builder: Builder | None) -> ImageDataset:
+    """Return a dataset with the labels for its training.
+
+    Args:
+        dataset: A dataset.
+        classes: Classes to choose; see ``_of_chosen_classes``.
+        builder: Builder that says whether there are labels; None for a dataset that it has not built.
+    """
+    if builder is not None and not builder.labelled:
+        dataset.labels, dataset.class_names = None, ()
+    return _of_chosen_classes(dataset, classes)
 
 
 def _of_chosen_classes(dataset: ImageDataset, classes: Sequence[object] | None) -> ImageDataset:

@@ -23,6 +23,7 @@ from genimg.api.trained_networks import frozen_weights
 from genimg.config import resume, untrusted
 from genimg.config.compose import Composition
 from genimg.config.instantiate import ALLOWED, Builder
+from genimg.data.identity import had_labels
 from genimg.errors import CheckpointError
 from genimg.methods.capabilities import PreparesSaving
 from genimg.training.autotune import resolve_auto
@@ -102,6 +103,7 @@ def replay(
                 dataset=None if dataset is None else own_dataset(dataset, config),
                 weights=state["method"],
                 trained=trained,
+                labelled=had_labels(state),
                 check_classes=partial(resume.check_classes, state, force=False),
                 initialise=initialise,
                 from_the_start=from_the_start,

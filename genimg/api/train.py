@@ -40,6 +40,7 @@ from genimg.api.usual import (
 from genimg.config import resume
 from genimg.config.compose import Composition, Config, compose, require_all_values, thaw
 from genimg.config.structure import require_groups
+from genimg.data.identity import had_labels
 from genimg.errors import ConfigError, UserError, is_bug
 from genimg.training.autotune import resolve_auto
 from genimg.training.components import TrainingComponents
@@ -311,6 +312,7 @@ def _built(
         dataset=None if dataset is None else own_dataset(dataset, config),
         weights=None if saved is None else saved.state["method"],
         trained={} if found is None or saved is not None else found[1],
+        labelled=saved is None or had_labels(saved.state),
         check_classes=None if saved is None else partial(resume.check_classes, saved.state, force=bool(config["resume_force"])),
         initialise=None if initial is None else initial.loader(config),
     )

@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 
 from genimg.config.types import is_node, require_finite, require_instance, require_scalar, require_type
 from genimg.data.facts import DataFacts
+from genimg.data.identity import had_labels
 from genimg.data.tasks.base import Pair, Task
 from genimg.errors import ConfigError, NeedsDownloadError, UserError, innermost_module, join, subject_of
 from genimg.methods.base import Method
@@ -109,6 +110,8 @@ class Builder:
         trains: Whether to build objects that only training needs. If False, a parameter whose type has
             ``needed_in_training_only`` receives None (an empty mapping if it takes several objects), and a parameter whose
             type has ``without_training`` receives an object of that class. The config's nodes there are ignored.
+        labelled: Whether training data has the labels that its config gives; False for a checkpoint whose data had none,
+            because later versions of genimg may find labels in the same data.
         origins: Original keys of nodes that the config repeats by interpolation, such as ``loss`` for ``model.loss``;
             messages name the original key, because it is the key to set.
     """
@@ -120,6 +123,7 @@ class Builder:
     duration: str | None = None
     named: Named | None = None
     trains: bool = True
+    labelled: bool = True
     origins: Mapping[str, str] = field(default_factory=dict)
 
     def build(self, config: Node, key: str, arguments: Mapping[str, Any] = MappingProxyType({})) -> Any:
@@ -158,7 +162,10 @@ class Builder:
 
     def choosing(self, *groups: str) -> Builder:
         """Return a builder that treats these groups as chosen by the command line."""
-        return self if self.named is None else replace(self, named=self.named | {(_MAY_DOWNLOAD, group) for group in groups})
+        if self.named is None:
+            return self
+        labelled = self.labelled or "data" in groups
+        return replace(self, named=self.named | {(_MAY_DOWNLOAD, group) for group in groups}, labelled=labelled)
 
     def build_group(self, config: Mapping[str, Any], key: str) -> Any:
         """Build an optional group; return None if it has no target, even if an experiment sets some of its keys."""
@@ -485,7 +492,8 @@ def builder_of(state: Node, allow: Sequence[str]) -> Builder:
         state: The checkpoint's contents.
         allow: Packages that the user trusts in addition to genimg.
     """
-    return Builder((*ALLOWED, *allow), named=frozenset(), trains=False, **durations_of(state, state["config"]))
+    durations = durations_of(state, state["config"])
+    return Builder((*ALLOWED, *allow), named=frozenset(), trains=False, labelled=had_labels(state), **durations)
 
 
 def durations_of(state: Node, config: Node) -> dict[str, Any]:

@@ -45,9 +45,12 @@ class Classes:
 def classes_by_directory(paths: Sequence[str]) -> Classes:
     """Return the direct subdirectories as classes in alphabetical order, if there are several and every image is in one.
 
+    Leading directories that all images share are skipped, because zip files are often made of a directory, not of its content.
     If images lie beside several subdirectories, log a warning that names them and return no classes.
     """
-    names = sorted({path.split("/", 1)[0] for path in paths if "/" in path})
+    start = length_of_shared(paths)
+    found = [_directory(path, start) for path in paths]
+    names = sorted({name for name in found if name is not None})
     if stray := stray_images(paths):
         log.warning(
             "the %d subdirectories are not used as classes, because %s beside them: move %s away for labels, or set "
@@ -57,15 +60,35 @@ def classes_by_directory(paths: Sequence[str]) -> Classes:
     if len(names) < 2 or stray:
         return Classes()
     label_of = {name: label for label, name in enumerate(names)}
-    return Classes(np.array([label_of[path.split("/", 1)[0]] for path in paths], dtype=np.int64), tuple(names))
+    return Classes(np.array([label_of[name] for name in found if name is not None], dtype=np.int64), tuple(names))
 
 
 def stray_images(paths: Sequence[str]) -> str:
     """Return a phrase about images that lie beside several subdirectories of images; empty if there are none."""
-    stray = [path for path in paths if "/" not in path]
-    if not stray or len({path.split("/", 1)[0] for path in paths if "/" in path}) < 2:
+    start = length_of_shared(paths)
+    names = {path: _directory(path, start) for path in paths}
+    stray = [path for path, name in names.items() if name is None]
+    if not stray or len({*names.values()} - {None}) < 2:
         return ""
     return f"{stray[0]} lies" if len(stray) == 1 else f"{stray[0]} and {len(stray) - 1} more lie"
+
+
+def length_of_shared(paths: Sequence[str]) -> int:
+    """Return the length of the leading directories that all paths share, with the slash behind them."""
+    length = 0
+    # All paths lie between the first and the last one in alphabetical order, so they share what these two share.
+    for number, (one, other) in enumerate(zip(min(paths, default=""), max(paths, default=""), strict=False), start=1):
+        if one != other:
+            break
+        if one == "/":
+            length = number
+    return length
+
+
+def _directory(path: str, start: int) -> str | None:
+    """Return the name of the first directory of a path after its first ``start`` characters; None if there is none."""
+    name, slash, _ = path[start:].partition("/")
+    return name if slash else None
 
 
 def classes_by_file(content: bytes, paths: Sequence[str], where: str) -> Classes | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,12 @@ def identity_of(source: ImageDataset, *, captions: bool = False, masks: str | No
         "masks": masks,
         "validation": None if source.validation is None else source.validation.fingerprint,
     }
+
+
+def had_labels(state: Mapping[str, Any]) -> bool:
+    """Return whether the training images of a checkpoint had labels; True if the checkpoint does not say so."""
+    record = state.get("data") or state  # early checkpoints record the names of the classes beside the other entries
+    return "class_names" not in record or len(record["class_names"]) > 0
 
 
 def refused_differences(before: Identity, now: Identity) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from genimg.data.classes import LABELS_FILE, Classes, classes_by_directory, classes_by_file
+from genimg.data.classes import LABELS_FILE, Classes, classes_by_directory, classes_by_file, length_of_shared
 from genimg.data.datasets.caption_files import FolderCaptions, find_captions
 from genimg.data.datasets.file_index import list_images
 from genimg.data.zips import ZipImages
@@ -62,16 +62,22 @@ def require_decoders(paths: Sequence[str], root: str) -> None:
 def classes_of(files: ImageFiles) -> Classes:
     """Return the classes from dataset.json if it has labels, or else from the subdirectories.
 
+    The file lies at the top, or in the directory that all images share.
+
     Raises:
         DataError: If dataset.json is damaged or does not match the images.
     """
-    file = files.root / LABELS_FILE
-    if isinstance(files, ZipImages):
-        content = files.read_text_file(LABELS_FILE)
-    else:
-        content = file.read_bytes() if file.is_file() else None
-    by_file = None if content is None else classes_by_file(content, files.paths, str(file))
-    return classes_by_directory(files.paths) if by_file is None else by_file
+    for start in dict.fromkeys((0, length_of_shared(files.paths))):
+        name = f"{files.paths[0][:start]}{LABELS_FILE}" if start else LABELS_FILE
+        file = files.root / name
+        if isinstance(files, ZipImages):
+            content = files.read_text_file(name)
+        else:
+            content = file.read_bytes() if file.is_file() else None
+        paths = [path[start:] for path in files.paths]
+        if content is not None and (found := classes_by_file(content, paths, str(file))) is not None:
+            return found
+    return classes_by_directory(files.paths)
 
 
 def captions_of(files: ImageFiles, wanted: str | None) -> FolderCaptions | None:

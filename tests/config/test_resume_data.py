@@ -26,6 +26,10 @@ ARGUMENTS = [
     "conditioning=projection", "trainer.batch_size=4", "trainer.duration=2 steps", "trainer.preview_images=4", "device=cpu",
     "precision=fp32", "evaluation=none",
 ]  # fmt: skip
+EVALUATION = [
+    "evaluation=shapes", "~evaluation.metrics.kernel_distance", "~evaluation.metrics.precision_recall",
+    "~evaluation.metrics.inception_score", "num_images=4", "num_real=4", "device=cpu",
+]  # fmt: skip
 CLASSES = {"automobile": 5, "bird": 6}
 
 
@@ -84,6 +88,31 @@ def test_a_run_goes_on_with_a_copy_of_its_images(home: Path, monkeypatch: pytest
     assert after["data"]["class_names"] == list(CLASSES)
     assert after["data"]["class_counts"] == list(CLASSES.values())
     assert json.loads((home / "run" / "summary.json").read_text())["data"] == after["data"]
+
+
+def test_a_run_without_classes_resumes_bit_for_bit_where_its_data_has_classes_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """Earlier versions did not skip directories that all images share, and so found no classes below ``all``."""
+    for label, (name, count) in enumerate(CLASSES.items()):
+        for i in range(count):
+            draw(tmp_path / "images" / "all" / name / f"{i}.png", 100 * label + i)
+    chosen = "data.max_images=5"  # chosen by class if there are classes
+    arguments = [*ARGUMENTS, f"data.root={tmp_path / 'images'}", chosen, "conditioning=none"]
+    with monkeypatch.context() as former:
+        former.setattr("genimg.data.classes.length_of_shared", lambda paths: 0)
+        assert run(cli.train, monkeypatch, *arguments, f"run_dir={tmp_path / 'run'}") == 0
+        assert run(cli.train, monkeypatch, *arguments, f"run_dir={tmp_path / 'whole'}", "trainer.duration=3 steps") == 0
+    capfd.readouterr()
+    assert run(cli.train, monkeypatch, f"resume={tmp_path / 'run'}", "trainer.duration=3 steps") == 0
+    assert "have changed" not in "".join(capfd.readouterr())
+    after, whole = (torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True) for name in ("run", "whole"))
+    assert after["data"] == whole["data"]
+    assert after["data"]["class_names"] == []
+    for name, tensor in whole["method"].items():
+        assert torch.equal(after["method"][name], tensor)
+    assert run(cli.evaluate, monkeypatch, f"ckpt={tmp_path / 'run'}", *EVALUATION) == 0
+    assert "not what the model was trained on" not in "".join(capfd.readouterr())
 
 
 REFUSED = {
@@ -150,10 +179,7 @@ def test_an_evaluation_refuses_other_classes_and_warns_of_other_images(
 ) -> None:
     def evaluate() -> tuple[int, str]:
         capfd.readouterr()
-        code = run(cli.evaluate, monkeypatch, f"ckpt={home / 'run'}", f"data_root={home / 'images'}", "evaluation=shapes",
-                   "~evaluation.metrics.kernel_distance", "~evaluation.metrics.precision_recall",
-                   "~evaluation.metrics.inception_score", "num_images=4",
-                   "num_real=4", "device=cpu")  # fmt: skip
+        code = run(cli.evaluate, monkeypatch, f"ckpt={home / 'run'}", f"data_root={home / 'images'}", *EVALUATION)
         return code, "".join(capfd.readouterr())
 
     code, output = evaluate()

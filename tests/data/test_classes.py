@@ -116,6 +116,41 @@ def test_names_may_be_written_in_other_ways():
     assert found.labels.tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("where", ["photos/", "my photos/of animals/"])
+def test_directories_that_all_images_share_are_skipped(where, caplog):
+    paths = [f"{where}{name}" for name in ("a/1.png", "b/c/1.png", "ab/2.png")]
+    found = classes_by_directory(paths)
+    assert (found.names, found.labels.tolist()) == (("a", "ab", "b"), [0, 2, 1])
+    assert classes_by_directory([f"{where}1.png", f"{where}2.png"]).labels is None
+    assert not caplog.text
+    assert classes_by_directory([*paths, f"{where}9.png"]).labels is None
+    assert f"{where}9.png lies beside them" in caplog.text  # the name stays whole
+
+
+def test_a_directory_whose_name_begins_like_another_is_not_shared():
+    assert classes_by_directory(["cat/1.png", "cats/1.png"]).names == ("cat", "cats")
+
+
+@pytest.mark.parametrize("kind", ["directory", "zip"])
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_folder_around_the_data_changes_nothing(tmp_path, kind, listed):
+    for i, name in enumerate(NAMES):
+        file = tmp_path / "photos" / "all" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (10 * i, 0, 0)).save(file)
+    if listed:
+        (tmp_path / "photos" / "all" / "dataset.json").write_text(json.dumps({"labels": pairs()}))
+    root = tmp_path / "photos"
+    if kind == "zip":
+        root = tmp_path / "photos.zip"
+        with zipfile.ZipFile(root, "w") as archive:
+            for file in sorted((tmp_path / "photos").rglob("*")):
+                archive.write(file, file.relative_to(tmp_path))
+    source = folder(root=str(root), image_size=4, channels=3, fit="crop", labels="required")
+    assert source.labels.tolist() == (LABELS if listed else [0, 0, 0, 0, 1, 1])
+    assert source.title(0).endswith(f"all/{NAMES[0]}")
+
+
 def test_directories_are_classes_where_every_image_is_in_one():
     assert classes_by_directory(["a/1.png", "b/c/1.png"]).names == ("a", "b")
     for paths in (["a/1.png", "2.png"], ["a/1.png", "a/2.png"], ["1.png"]):

@@ -280,7 +280,8 @@ def folder(
 
     Args:
         root: Directory or .zip file. Labels come from its dataset.json (see genimg.data.classes). Without that file, the
-            direct subdirectories that contain images are the classes, in alphabetical order.
+            direct subdirectories that contain images are the classes, in alphabetical order, after skipping leading
+            directories that all images share.
         image_size, channels, fit: See ``PixelFormat``; None for both the size and the channels keeps the files' own.
         labels: ``auto`` uses classes if every image has one; ``required`` rejects a folder without them; ``none``
             ignores them.
