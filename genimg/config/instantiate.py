@@ -32,6 +32,7 @@ from genimg.methods.capabilities import Translates, offers
 from genimg.schedules import Schedule
 from genimg.utils.durations import NumImages, to_images
 from genimg.utils.machine_local import MachineLocal, is_importable, marker_of
+from genimg.utils.mounting import mounting
 from genimg.utils.type_hints import fits, type_hints
 from genimg.utils.words import nearest
 
@@ -466,9 +467,10 @@ def mounted(key: str, target: Any, origins: Mapping[str, str] = MappingProxyType
     """
     owner = target if inspect.isclass(target) or inspect.isroutine(target) else type(target)
     try:
-        yield
-    except UserError as error:
-        raise error.mounted(key, _parameters(owner), origins) from error
+        with mounting(key, _parameters(owner), origins):
+            yield
+    except UserError:
+        raise
     except (ValueError, TypeError) as error:
         package = str(getattr(owner, "__module__", "")).partition(".")[0]
         subject = re.split(r"[.\[]", subject_of(str(error)))[0]

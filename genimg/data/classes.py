@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from genimg.errors import DataError
 from genimg.utils.json_text import parse_json
+from genimg.utils.mounting import in_config
 from genimg.utils.pillow import suffixes
 
 log = logging.getLogger(__name__)
@@ -53,8 +54,8 @@ def classes_by_directory(paths: Sequence[str]) -> Classes:
     names = sorted({name for name in found if name is not None})
     if stray := stray_images(paths):
         log.warning(
-            "the %d subdirectories are not used as classes, because %s beside them: move %s away for labels, or set "
-            "labels=none",
+            in_config("the %d subdirectories are not used as classes, because %s beside them: move %s away for labels, or set "
+                      "labels=none"),
             len(names), stray, "it" if " and " not in stray else "them",
         )  # fmt: skip
     if len(names) < 2 or stray:

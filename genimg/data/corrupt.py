@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from genimg.data.datasets.builtin import CorruptImageError, ImageDataset
 from genimg.errors import DataError
+from genimg.utils.mounting import place
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ class Corruption:
     def __init__(self, allowed: int | None) -> None:
         self.allowed = allowed or 0
         self._is_fixed = allowed is None
+        self._place = place()
         self.seen: set[str] = set()
 
     def report(self, message: str) -> None:
@@ -36,7 +38,7 @@ class Corruption:
             return
         self.seen.add(message)
         if len(self.seen) > self.allowed:
-            raise too_many(sorted(self.seen), None if self._is_fixed else self.allowed)
+            raise self._place.mounted(too_many(sorted(self.seen), None if self._is_fixed else self.allowed))
         log.warning("skipped a corrupt image: %s", message)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from genimg.data.image_files import ImageFiles
 from genimg.errors import ConfigError, DataError
 from genimg.types import height_width
+from genimg.utils.mounting import Place, place
 from genimg.utils.pillow import open_header, upright, upright_size
 from genimg.utils.progress import Progress
 
@@ -36,6 +37,7 @@ class PixelFormat:
             65,535 for 16 bits, 0 and 255 for 32-bit integers, and 0 and ``float_white`` for floats; 32-bit values outside
             are an error.
         float_white: 1 or 255; None uses 1 for an image without larger values.
+        place: Place of the dataset in the config, for messages about images that are read later.
     """
 
     height: int
@@ -44,6 +46,7 @@ class PixelFormat:
     fit: str = "crop"
     levels: tuple[float, float] | None = None
     float_white: float | None = None
+    place: Place = field(default_factory=place, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -101,7 +104,8 @@ class PixelFormat:
             white = self.float_white or (1.0 if high <= 1.0 else 255.0)
         if low < 0.0 or high > white:
             expected = "0 to 1 like others of this folder" if white == 1.0 and low >= 0.0 else "0 to 255, or floats from 0 to 1"
-            raise ValueError(f"it holds 32-bit values from {low:.6g} to {high:.6g}, not {expected}: {_HOW_TO_GIVE_LEVELS}")
+            how = self.place.name(_HOW_TO_GIVE_LEVELS)
+            raise ValueError(f"it holds 32-bit values from {low:.6g} to {high:.6g}, not {expected}: {how}")
         return 0.0, white
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from genimg.data.decode import PixelFormat, checked_levels, common_format, has_sixteen_bits, is_deep
 from genimg.data.image_files import ImageFiles
 from genimg.errors import ConfigError, DataError
+from genimg.utils.mounting import in_config
 from genimg.utils.pillow import open_header, open_image
 
 log = logging.getLogger(__name__)
@@ -77,8 +78,8 @@ def with_float_white(files: ImageFiles, pixels: PixelFormat) -> PixelFormat:
     if pixels.levels is not None:
         if not sample:
             log.warning(
-                "range=%s has no effect on 8-bit images, and all %d inspected images of %s have 8 bits",
-                list(pixels.levels), count, files.root,
+                in_config("range=[%g,%g] has no effect on 8-bit images, and all %d inspected images of %s have 8 bits"),
+                *pixels.levels, count, files.root,
             )  # fmt: skip
         return pixels
     _refuse_other_ranges([found for found in deep if found.bits != 16])
@@ -123,6 +124,6 @@ def _refuse_other_ranges(deep: Sequence[_Deep]) -> None:
 def _warn_of_dark_images(deep: Sequence[_Deep]) -> None:
     if deep and 0 < (highest := max(found.high for found in deep)) < _DARK:
         log.warning(
-            "%s and others have 16 bits, but hold no value above %d of 65535, so they will be nearly black: give the "
-            "values that become black and white, such as range=[0,%d]", deep[0].path, highest, highest,
+            in_config("%s and others have 16 bits, but hold no value above %d of 65535, so they will be nearly black: give the "
+                      "values that become black and white, such as range=[0,%d]"), deep[0].path, highest, highest,
         )  # fmt: skip

@@ -46,6 +46,7 @@ from genimg.methods.sampling_options import sampling_options
 from genimg.utils import paths
 from genimg.utils.distributed import rank, world_size
 from genimg.utils.machine_local import FoundPath
+from genimg.utils.mounting import mounting
 
 log = logging.getLogger(__name__)
 
@@ -173,10 +174,8 @@ class Evaluator(ModelEvaluator):
                 f"{does}: choose another evaluation, such as {fitting}"
             )
         if sampling:
-            try:
+            with mounting("sampling", vars(method.sampling_options)):
                 method.check_options(sampling_options(method, self.sampling))
-            except ConfigError as error:
-                raise error.mounted("sampling", vars(method.sampling_options)) from error
         if source is not None:
             for prefix, each in self._measured.items():
                 check_held_out(each.metrics, source, source.validation, self.num_real, prefix=prefix)

@@ -31,6 +31,7 @@ from genimg.methods.sampling_options import described, sampling_options, transla
 from genimg.types import Batch
 from genimg.utils.distributed import world_size
 from genimg.utils.images import to_float, to_uint8
+from genimg.utils.mounting import mounting
 from genimg.utils.numbers import require_least
 
 log = logging.getLogger(__name__)
@@ -81,10 +82,8 @@ class PairedEvaluator(TranslationEvaluator):
     def check(self, method: Method, source: ImageDataset | None = None) -> None:
         super().check(method, source)
         if isinstance(method, TranslatesRandomly):
-            try:
+            with mounting("sampling", vars(method.sampling_options)):
                 method.check_options(sampling_options(method, self.sampling))
-            except ConfigError as error:
-                raise error.mounted("sampling", vars(method.sampling_options)) from error
         elif self.sampling:
             raise ConfigError(
                 f"sampling={self.sampling} has no effect, because translations of a {type(method).__name__} are not random: "

@@ -10,8 +10,9 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from genimg.errors import ConfigError, UserError
+from genimg.errors import ConfigError
 from genimg.types import Batch, LossFunction, Metrics, Microbatches, Progress
+from genimg.utils.mounting import mounting
 
 
 class Update(Protocol):
@@ -52,10 +53,8 @@ def errors_of(name: str, part: object) -> Iterator[None]:
     Raises:
         UserError: If the part raises a UserError. Its type is kept, and ``limit=0`` becomes ``NAME.limit=0``.
     """
-    try:
+    with mounting(name, () if part is None else inspect.signature(type(part)).parameters):
         yield
-    except UserError as error:
-        raise error.mounted(name, inspect.signature(type(part)).parameters) from error
 
 
 def require_shape(name: str, output: object, wanted: Tensor, what: str) -> None:

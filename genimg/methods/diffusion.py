@@ -37,6 +37,7 @@ from genimg.methods.modes import eval_mode
 from genimg.methods.options import OtherModel
 from genimg.networks.magnitude_preserving_unet import NormalisedLayer, Uncertainty
 from genimg.types import Batch, Metrics, Microbatches, Progress, height_width
+from genimg.utils.mounting import mounting
 from genimg.utils.rng import Stream, keys_of, mixed_keys, normal_latents, subkeys, uniform_numbers
 
 _PREVIEW_ROWS = 8
@@ -108,10 +109,8 @@ class Diffusion(ConditionalMethod):
         self.condition_dropout = condition_dropout if self.condition_key is not None else 0.0
         self.batch_keys = (*self.batch_keys, "noise_key")
         self._sampler = sampler
-        try:
+        with mounting("sampler", vars(sampler)):
             self.check_options(sampler)
-        except ConfigError as error:
-            raise error.mounted("sampler", vars(sampler)) from error
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         parts = [self.denoiser] if self.uncertainty is None else [self.denoiser, self.uncertainty]

@@ -20,6 +20,7 @@ from genimg.errors import ConfigError
 from genimg.methods.diffusion_guidance import guided_estimate
 from genimg.methods.diffusion_options import DiffusionOptions
 from genimg.methods.modes import eval_mode
+from genimg.utils.mounting import in_config
 from genimg.utils.rng import mixed_keys
 
 log = logging.getLogger(__name__)
@@ -61,8 +62,8 @@ def check_options(options: DiffusionOptions, path: Path, *, unguided: str | None
         )
     if options.variance == "large" and path.num_levels is not None and options.steps < path.num_levels:
         log.warning(
-            "variance=large is for all %d noise levels: with steps=%d, samples keep much noise; choose variance=small or "
-            "another sampler", path.num_levels, options.steps,
+            in_config("variance=large is for all %d noise levels: with steps=%d, samples keep much noise; choose "
+                      "variance=small or another sampler"), path.num_levels, options.steps,
         )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ from genimg.methods.export_spec import ExportSpec, Port
 from genimg.methods.image_to_image import Translation, in_blocks, side_by_side
 from genimg.methods.modes import eval_mode
 from genimg.types import Batch, Metrics, Microbatches, Progress, height_width
+from genimg.utils.mounting import mounting
 from genimg.utils.rng import mixed_keys
 
 _PREVIEW_ROWS, _PREVIEW_SAMPLES = 12, 2
@@ -95,10 +96,8 @@ class DiffusionTranslation(Translation):
         self.source_channels, self.target_channels = source_channels, target_channels
         self.batch_keys = (*type(self).batch_keys, "noise_key")
         self._sampler = sampler
-        try:
+        with mounting("sampler", vars(sampler)):
             self.check_options(sampler)
-        except ConfigError as error:
-            raise error.mounted("sampler", vars(sampler)) from error
 
     def translator(self, direction: str | None) -> nn.Module:
         return self.denoiser.network

@@ -22,6 +22,7 @@ from genimg.methods.modes import eval_mode
 from genimg.methods.options import SamplingOptions, setting
 from genimg.networks.directional_derivative import directional_derivative
 from genimg.types import Batch, Metrics, Microbatches, Progress, height_width
+from genimg.utils.mounting import mounting
 from genimg.utils.rng import mixed_keys, normal_latents, uniform_numbers
 
 
@@ -102,10 +103,8 @@ class MeanFlow(ConditionalMethod):
         self.condition_dropout = condition_dropout if self.condition_key is not None else 0.0
         self.batch_keys = (*self.batch_keys, "noise_key")
         self._sampling = sampling
-        try:
+        with mounting("sampling", vars(sampling)):
             self.check_options(sampling)
-        except ConfigError as error:
-            raise error.mounted("sampling", vars(sampling)) from error
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {"network": list(self.network.parameters())}

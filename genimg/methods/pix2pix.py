@@ -24,6 +24,7 @@ from genimg.methods.image_to_image import (
 )
 from genimg.schedules import Number, Scheduled, is_within, shown
 from genimg.types import Batch, Metrics, Microbatches, Progress
+from genimg.utils.mounting import in_config
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ class Pix2Pix(Translation):
         with errors_of("reconstruction", self.reconstruction):
             self.reconstruction(output, batch["target"], batch.get("mask"))
         if self.sampled_mode == "eval" and mixes_images(self.network):
-            log.info("translations use batch norm's averages; pix2pix's authors test with sampled_mode=train")
+            log.info(in_config("translations use batch norm's averages; pix2pix's authors test with sampled_mode=train"))
 
     @torch.no_grad()
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import ast
+import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from errors import raises
+from PIL import Image
 from torch import nn
 
 from genimg.config.instantiate import Builder, mounted
-from genimg.errors import ConfigError
+from genimg.data.datasets.builtin import CorruptImageError, FileDataset, folder
+from genimg.data.loader import ImageLoader
+from genimg.errors import ConfigError, DataError
 from genimg.methods.latent import Normal
 from genimg.training.state import TrainerSettings
+from genimg.utils.mounting import in_config, mounting, place
 
 ROOT = Path(__file__).resolve().parents[2]
 CONDITION = {"_target_": "genimg.networks.conditioning.Unconditional"}
@@ -132,6 +139,82 @@ def test_what_a_class_of_torch_refuses_is_the_users_mistake(node: dict[str, Any]
     assert isinstance(Builder().build({"_target_": "torch.nn.Identity"}, "model"), nn.Identity)
 
 
+# Messages about what happens after an object was built.
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder of four images with levels that need a range, captions for half of them, and a damaged file."""
+    for name in ("a", "b", "c"):
+        Image.fromarray(np.full((4, 4), 300.0, dtype=np.float32)).save(tmp_path / f"{name}.tiff")
+    (tmp_path / "d.png").write_bytes(b"damaged")
+    (tmp_path / "a.txt").write_text("a level")
+    return tmp_path
+
+
+def dataset(root: Path, **settings: object) -> FileDataset:
+    node = {"_target_": "genimg.data.datasets.builtin.folder", "root": str(root), "image_size": 4, "channels": 1, "fit": "crop",
+            "labels": "auto", **settings}  # fmt: skip
+    found = Builder().build(node, "data")
+    assert isinstance(found, FileDataset)
+    return found
+
+
+def test_a_loader_names_the_key_of_its_corrupt_images(images: Path) -> None:
+    source = dataset(images, range=[0, 300])
+    settings: dict[str, Any] = {"storage": "host", "num_workers": 0, "horizontal_flip": False, "device": torch.device("cpu")}
+    with mounted("data", ImageLoader):
+        loader = ImageLoader(source, max_corrupt=0, **settings)
+    with pytest.raises(DataError) as caught:
+        loader.load()
+    assert caught.value.key == "data.max_corrupt"
+    assert "with data.max_corrupt=N" in caught.value.fix
+    with pytest.raises(DataError) as caught:
+        ImageLoader(source, max_corrupt=0, **settings).load()  # of a command with this option
+    assert "with max_corrupt=N" in caught.value.fix
+
+
+def test_an_image_that_is_read_later_names_the_key_of_its_levels(images: Path) -> None:
+    """Also in another process."""
+    content = (images / "a.tiff").read_bytes()
+    for name in ("a", "b", "c"):  # the check before training finds no levels
+        (images / f"{name}.tiff").write_bytes(b"damaged")
+    source = dataset(images)
+    (images / "a.tiff").write_bytes(content)
+    with pytest.raises(CorruptImageError, match=r" data\.range=\[low,high\]"):
+        pickle.loads(pickle.dumps(source)).read(0)
+
+
+def test_captions_that_are_read_later_name_their_key(images: Path) -> None:
+    source = dataset(images, captions="auto", range=[0, 300])
+    with pytest.raises(DataError) as caught:
+        source.caption(0)
+    assert caught.value.key == "data.captions"
+    assert "data.captions=null" in caught.value.fix
+
+
+def test_warnings_name_the_keys_of_the_config(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a/1.png", "b/1.png", "stray.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (4, 4)).save(tmp_path / name)
+    dataset(tmp_path, range=[0, 4095])
+    assert "data.range=[0,4095] has no effect" in caplog.text
+    assert " data.labels=none" in caplog.text
+    caplog.clear()
+    folder(root=str(tmp_path), image_size=4, channels=1, fit="crop", labels="auto")
+    assert " labels=none" in caplog.text
+
+
+def test_a_place_ends_with_its_block() -> None:
+    with mounting("model", ["width"]), mounting("loss", ["weight"]):
+        kept = place()
+        assert in_config("width=1 and weight=2") == "model.width=1 and loss.weight=2"
+    assert in_config("width=1") == "width=1"
+    assert kept.name("width=1") == "model.width=1"
+    error = kept.mounted(ConfigError("weight=0 must be positive: see width=1"))
+    assert (str(error), error.key) == ("loss.weight=0 must be positive: see model.width=1", "loss.weight")
+
+
 # The source itself.
 
 PACKAGES = ("data", "evaluation", "networks", "losses", "methods", "training", "inference")
@@ -169,6 +252,29 @@ def test_messages_of_libraries_name_no_key_of_the_config() -> None:
         for path in [*paths, ROOT / "genimg" / "schedules.py"]
         for line, text in strings_for_users(ast.parse(path.read_text(encoding="utf-8")))
         if SETTING.search(text)
+    ]
+    assert not found, "\n".join(found)
+
+
+OPTIONS = {"copy_folder.py", "stats_cache.py", "sample.py"}  # files whose log messages name options of commands
+
+
+def calls_of_log(tree: ast.AST) -> Iterator[tuple[int, bool, bool]]:
+    """Yield for each call of ``log``: its line, whether its text sets a parameter, and whether ``in_config`` adds the key."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) == "log":
+            sets = any(re.search(r"(?<![\w.])[a-z_]+=", text_of(part)) for part in ast.walk(node))
+            yield node.lineno, sets, "in_config(" in ast.unparse(node)
+
+
+def test_log_messages_of_libraries_get_the_keys_of_the_config() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for package in PACKAGES
+        for path in sorted((ROOT / "genimg" / package).rglob("*.py"))
+        if path.name not in OPTIONS
+        for line, sets, has_key in calls_of_log(ast.parse(path.read_text(encoding="utf-8")))
+        if sets and not has_key
     ]
     assert not found, "\n".join(found)
 

@@ -30,6 +30,7 @@ from genimg.data.tasks.base import Task
 from genimg.errors import ConfigError, DataError, NeedsDownloadError, first_line
 from genimg.utils.downloads import reason_of
 from genimg.utils.machine_local import MayDownload
+from genimg.utils.mounting import place
 from genimg.utils.pillow import open_image
 from genimg.utils.progress import Progress
 
@@ -175,6 +176,7 @@ class FileDataset(ImageDataset):
         self.labels, self.class_names = classes.labels, classes.names
         self.captioned = captions is not None
         self._captions = captions
+        self._place = place()
         # From names, sizes and a bounded part of the contents, because a run must not start by reading a million files.
         self.fingerprint = digest("files", files.digest, pixels)
 
@@ -196,7 +198,12 @@ class FileDataset(ImageDataset):
         return self.paths
 
     def caption(self, index: int) -> str | None:
-        return None if self._captions is None else self._captions.texts[index]
+        if self._captions is None:
+            return None
+        try:
+            return self._captions.texts[index]
+        except DataError as error:  # captions are read at first use
+            raise self._place.mounted(error) from error
 
 
 def mnist(

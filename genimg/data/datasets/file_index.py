@@ -22,6 +22,7 @@ from genimg.data.contents import digest_of_contents
 from genimg.data.saved_index import LEAST_SAVED, index_file, read_index, write_index
 from genimg.errors import DataError
 from genimg.utils.files import is_temporary
+from genimg.utils.mounting import in_config
 from genimg.utils.outputs import MARK, is_unfinished, read_mark, require_finished
 from genimg.utils.pillow import suffixes
 from genimg.utils.progress import Progress
@@ -111,7 +112,8 @@ def list_images(root: Path, *, refresh: bool) -> Index:
     file = index_file(root)
     known = None if refresh else _read(file, root, extensions)
     if known is not None:
-        log.info("%d files of %s, from the saved file list (refresh_index=true lists them again)", len(known.paths), root)
+        text = in_config("%d files of %s, from the saved file list (refresh_index=true lists them again)")
+        log.info(text, len(known.paths), root)
         _say_what_was_skipped(root, known.skipped)
         return known
     listing = _walk(root, extensions)

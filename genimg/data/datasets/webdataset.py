@@ -27,6 +27,7 @@ from genimg.data.saved_index import LEAST_SAVED, index_file, read_index, write_i
 from genimg.data.tar_samples import Column, Samples, choose_column, find_samples
 from genimg.data.tars import open_archives, state_of
 from genimg.errors import ConfigError, DataError
+from genimg.utils.mounting import in_config
 
 log = logging.getLogger(__name__)
 
@@ -260,8 +261,9 @@ def _warn_of_sorted_shards(classes: Classes, locality: Locality) -> None:
     count = int((lowest == highest).sum())
     if count > len(starts) / 2 and lowest.min() < highest.max():
         log.warning(
-            "shuffle_buffer=%d mixes the images of few shards, but %d of the %d shards hold a single class, so consecutive "
-            "batches will hold few classes: set a larger shuffle_buffer, or write the samples in random order",
+            in_config("shuffle_buffer=%d mixes the images of few shards, but %d of the %d shards hold a single class, so "
+                      "consecutive batches will hold few classes: set a larger shuffle_buffer, or write the samples in random "
+                      "order"),
             locality.buffer, count, len(starts),
         )  # fmt: skip
 
