@@ -127,8 +127,14 @@ def test_a_value_with_a_comma_is_told_its_quotes(home: Path) -> None:
 def test_labels_that_a_folder_lacks_are_explained(home: Path) -> None:
     write_images(home / "plain", 8)
     arguments = ["data=folder", "data.root=plain", "data.image_size=16", "trainer.batch_size=4", "evaluation=none"]
-    words = ["conditioning on labels needs data with labels", "subdirectory for each class"]
+    words = [
+        "conditioning on labels needs data with labels",
+        "data folder, data.root=",
+        "/plain,",
+        "subdirectory for each class",
+    ]
     refuse(*words, arguments=[*arguments, "conditioning=projection", "run_dir=run"])
+    refuse("remove data.labels=none", arguments=[*arguments, "conditioning=projection", "data.labels=none", "run_dir=run"])
     assert not (home / "run").exists()
 
 
@@ -139,7 +145,7 @@ def test_a_first_image_without_its_caption_is_named(home: Path) -> None:
     arguments = ["data=folder", "data.root=plain", "data.image_size=16", "trainer.batch_size=4", "evaluation=none"]
     words = [
         "1 of the 8 images",
-        "the first is 0.png, which has no .txt beside it: write it, or ignore captions with captions=null",
+        "the first is 0.png, which has no .txt beside it: write it, or ignore captions with data.captions=null",
     ]
     refuse(*words, arguments=[*arguments, "conditioning=text", "run_dir=run"])
     assert not (home / "run").exists()

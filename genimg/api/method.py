@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -86,6 +87,7 @@ def build_method(
         ConfigError: If the data lacks what the model needs, or shapes do not match.
     """
     check_kind(method_class, dataset, task)
+    _require_labels(config, dataset, facts, builder)
     build = partial(build_model, config, facts, builder, task)
     if weights is not None:
         require_fitting(build, weights, builder)
@@ -136,6 +138,28 @@ def build_method(
         images, _, _ = read_many_valid(dataset, chosen, allowed=len(chosen))  # the loader reports corrupt ones
         method.set_data_statistics(to_float(torch.from_numpy(images)))
     return method
+
+
+def _require_labels(config: Config, dataset: ImageDataset, facts: DataFacts, builder: Builder) -> None:
+    """Refuse a conditioning whose number of classes follows the data, if the data has none.
+
+    Raises:
+        ConfigError: If there is such a conditioning.
+    """
+    encoder = (config.get("conditioning") or {}).get("encoder")
+    if facts.num_classes or not isinstance(encoder, Mapping) or "_target_" not in encoder or "num_classes" in encoder:
+        return
+    if "num_classes" not in inspect.signature(builder.locate(encoder["_target_"], "conditioning.encoder")).parameters:
+        return
+    data = config["data"]
+    given = next((f", data.{key}={data[key]}," for key in ("root", "path", "hub", "a") if data.get(key)), "")
+    ignored = next((f"data.{key}=none" for key in ("labels", "label_column") if data.get(key) == "none"), None)
+    fix = f"remove {ignored}" if ignored else "choose data with labels, such as a folder with a subdirectory for each class"
+    raise ConfigError(
+        f"conditioning on labels needs data with labels, but data {dataset.name}{given} has none",
+        f"{fix}, or choose conditioning=none",
+        key="conditioning",
+    )
 
 
 def _conditions(dataset: ImageDataset, method: Method, num_captions: int) -> Batch:

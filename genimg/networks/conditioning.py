@@ -178,6 +178,5 @@ def beside_image(image: Tensor, vector: Tensor) -> Tensor:
 def _require_classes(num_classes: int) -> None:
     if num_classes < 1:
         raise ValueError(
-            f"num_classes={num_classes} must be 1 or more: conditioning on labels needs data with labels, such as a "
-            "subdirectory for each class; without them, condition on captions or on nothing"
+            f"num_classes={num_classes} must be 1 or more: give the number of classes, or condition on captions or on nothing"
         )

@@ -608,7 +608,7 @@ def test_data_without_the_labels_that_a_model_needs_is_refused():
     source = build_dataset(config, BUILDER)
     assert isinstance(tiny.method_of(config, source, BUILDER), Method)
     source.labels = None
-    with raises(ConfigError, "model.generator.condition.num_classes", word="labels"):
+    with raises(ConfigError, "conditioning", word="data shapes has none"):
         tiny.method_of(config, source, BUILDER)
 
 
