@@ -46,7 +46,7 @@ def latents(composed: DictConfig) -> None:
     device = choose_device(options.device)
     method = checkpoint.method(device)
     if not isinstance(method, GAN):
-        raise ConfigError(f"ckpt={options.ckpt}: {_instead(method)}", key="ckpt")
+        raise _refusal(options, method)
     pixels = pixel_format(checkpoint.facts, checkpoint.config["data"])
     shape = (pixels.channels, pixels.height, pixels.width)
     if lpips is not None:
@@ -63,9 +63,18 @@ def latents(composed: DictConfig) -> None:
     write(record_of(_COMMAND, **about))
 
 
-def _instead(method: Method) -> str:
-    """Return why a model has no latents for this command, and what to use instead."""
+def _refusal(options: Latents, method: Method) -> ConfigError:
+    """Return the error for a model that is not a GAN."""
     name = type(method).__name__
+    for key, value, models in (("directions", options.directions, "GANs"), ("mix", options.mix, "StyleGAN2")):
+        if value is not None:
+            problem = f"{key}={value} is for {models}, but ckpt={options.ckpt} is a {name}"
+            return ConfigError(problem, "give a GAN, such as one trained with model=stylegan2", key=key)
+    return ConfigError(f"ckpt={options.ckpt}: {_instead(method, name)}", key="ckpt")
+
+
+def _instead(method: Method, name: str) -> str:
+    """Return why photos are not projected into a model's latents, and what to use instead."""
     if isinstance(method, Reconstructs):
         also = " and near=" if isinstance(method, SamplesNearby) else ""
         return f"a {name} encodes images itself: use genimg-sample with reconstruct={also}"

@@ -219,6 +219,13 @@ def test_models_that_encode_images_themselves_name_their_own_option(
     assert hint in result.stderr
 
 
+@pytest.mark.parametrize("name", ["vae", "flow"])
+@pytest.mark.parametrize(("key", "value"), [("directions", "ganspace"), ("mix", "[0]")])
+def test_tasks_of_gans_are_refused_for_other_models(runs: Path, tmp_path: Path, name: str, key: str, value: str) -> None:
+    with raises(ConfigError, key, word="a GAN"):
+        run_latents(f"ckpt={runs / name}", f"{key}={value}", f"output={tmp_path / 'made'}")
+
+
 def test_sampling_latents_refuses_other_models_and_options(runs: Path, photos: Path, tmp_path: Path) -> None:
     found = tmp_path / "found"
     run_latents(f"ckpt={runs / 'plain'}", f"project={photos}", "steps=1", f"output={found}")
