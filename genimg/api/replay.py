@@ -18,7 +18,6 @@ import genimg
 from genimg.api.assemble import assemble
 from genimg.api.data import own_dataset
 from genimg.api.method import Initialise
-from genimg.api.time_budget import silent
 from genimg.api.trained_networks import frozen_weights
 from genimg.config import resume, untrusted
 from genimg.config.compose import Composition
@@ -36,6 +35,7 @@ from genimg.training.thread_choice import same_threads_afterwards, set_threads
 from genimg.training.trainer import Trainer
 from genimg.utils.distributed import world_size
 from genimg.utils.progress import Progress
+from genimg.utils.silence import silent
 
 _MOST_THREADS = 1024
 

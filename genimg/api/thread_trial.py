@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from genimg.api.estimates import decode_sample
-from genimg.api.time_budget import silent
 from genimg.training.autotune import without_trace
 from genimg.training.components import TrainingComponents
 from genimg.training.logger import SilentLogger
 from genimg.training.thread_choice import HOPELESS, Threads, described
 from genimg.utils.distributed import world_size
 from genimg.utils.durations import to_seconds
+from genimg.utils.silence import silent
 
 _SECONDS = 1.0  # of a measurement of one number of threads
 _SHARE = 0.02  # of the training's time that a measurement of a second may take

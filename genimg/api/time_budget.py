@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from genimg.training.logger import SilentLogger
 from genimg.training.trainer import Trainer
 from genimg.utils.distributed import broadcast_object
 from genimg.utils.durations import time_in_words, to_seconds, to_share
+from genimg.utils.silence import silent
 
 log = logging.getLogger(__name__)
 
@@ -29,17 +29,6 @@ _SHORT = 0.05  # share of the time below which an evaluation is measured as a wh
 _ONCE = 0.1  # share from which it is not measured again, although the first one may also compute statistics of real images
 _FEWEST_STEPS = 10  # of a training whose duration is a time
 _MARGIN = 0.08  # share of the time for pictures, checkpoints and the error of the short measurement
-
-
-@contextlib.contextmanager
-def silent(level: int = logging.WARNING) -> Iterator[None]:
-    """Log nothing up to a level within the block, because the run logs the same again."""
-    before = logging.root.manager.disable
-    logging.disable(max(before, level))
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def images_per_second(parts: TrainingComponents, config: Mapping[str, Any], *, spent: float = 0.0) -> float:

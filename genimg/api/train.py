@@ -28,7 +28,7 @@ from genimg.api.dry_run import rehearse
 from genimg.api.initial_weights import InitialWeights, warn_of_random_frozen_weights, warn_without_initial_weights
 from genimg.api.run import DivergedError, Run, Training
 from genimg.api.thread_trial import choose_threads
-from genimg.api.time_budget import PROVISIONAL_RATE, images_per_second, silent
+from genimg.api.time_budget import PROVISIONAL_RATE, images_per_second
 from genimg.api.trained_networks import with_trained_networks
 from genimg.api.usual import (
     refuse_concatenated_labels,
@@ -57,6 +57,7 @@ from genimg.utils.durations import to_seconds
 from genimg.utils.files import InUseError, alone_in, atomically, new_directory, remove_leftovers
 from genimg.utils.paths import RUN_FILES, directory_to_continue_in, expanded, relative, run_directory_of
 from genimg.utils.regular_files import require_plain
+from genimg.utils.silence import silent
 from genimg.utils.type_hints import as_written
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,6 @@ from genimg.api.method import Initialise
 from genimg.api.opened_checkpoints import OpenedCheckpoint
 from genimg.api.replay import ReplayResult, replay
 from genimg.api.thread_records import recorded_threads
-from genimg.api.time_budget import silent
 from genimg.api.verification import Cause, Interval, command_for
 from genimg.config import resume
 from genimg.config.compose import Composition, compose
@@ -29,6 +28,7 @@ from genimg.training.update import NonFiniteError
 from genimg.utils.distributed import broadcast_object, raise_on_any_rank, rank, world_size
 from genimg.utils.durations import to_images
 from genimg.utils.paths import expanded
+from genimg.utils.silence import silent
 from genimg.utils.words import quoted
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+import itertools
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from genimg.errors import ConfigError
 from genimg.methods.capabilities import Generates, TakesConditions, TranslatesRandomly
 from genimg.methods.options import OtherModel, SamplingOptions
 from genimg.utils.rng import Stream, keys_of
+from genimg.utils.silence import silent
 from genimg.utils.type_hints import as_written, describe_hint, fits, type_hints
 from genimg.utils.words import nearest
 
@@ -111,6 +113,60 @@ def sampling_options(
         return usual.replaced(**given)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def without_effect(check: Callable[[Any], None], usual: SamplingOptions) -> set[str]:
+    """Return the names of the options that a model refuses with every other value, such as guidance without a condition.
+
+    A few values of each option are tried: alone, together with one of another option, which may be its condition, and together
+    with those that were accepted. An option counts as having an effect if no combination is valid for any model.
+
+    Args:
+        check: The model's ``check_options``.
+        usual: Usual options; if the model refuses them, all options count as having an effect.
+    """
+    values = {field.name: _values_to_try(field, usual) for field in dataclasses.fields(usual)}
+    tried: set[str] = set()
+    accepted: dict[str, dict[str, Any]] = {}  # name of an option -> values of options with which it was accepted
+
+    def attempt(given: dict[str, Any]) -> bool:
+        try:
+            options = usual.replaced(**given)
+        except ValueError:
+            return False
+        tried.update(given)
+        try:
+            check(options)
+        except ValueError:
+            return False
+        for name in given:
+            accepted.setdefault(name, given)
+        return True
+
+    def combine(name: str, others: Iterable[dict[str, Any]]) -> bool:
+        return any(attempt({**other, name: value}) for other, value in itertools.product(others, values[name]))
+
+    with silent():
+        if not attempt({}):
+            return set()
+        alone = [name for name in values if not combine(name, [{}])]
+        for name in alone:
+            if name not in accepted:
+                combine(name, [{other: value} for other in values if other != name for value in values[other]])
+        for name in alone:
+            if name not in accepted:
+                combine(name, list(accepted.values()))
+    return tried - accepted.keys()
+
+
+def _values_to_try(field: dataclasses.Field[Any], usual: SamplingOptions) -> list[Any]:
+    """Return values of an option that differ from its value in ``usual``."""
+    about, hint, now = field.metadata, type_hints(type(usual))[field.name], getattr(usual, field.name)
+    if about["refers_to"] == "model":
+        return []
+    of_condition = (0, "a") if about["refers_to"] == "condition" else ()  # a label, or a caption
+    values = of_condition or about["choices"] or about["usual"] or (True, False, 1, 0.5)
+    return [value for value in values if value != now and fits(value, hint)]
 
 
 def translation_keys(seed: int, indices: NDArray[np.int64], number: int) -> Tensor:

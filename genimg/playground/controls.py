@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +104,9 @@ def checked_values(controls: Sequence[Control], given: Any) -> dict[str, Any]:
     return {each.name: each.checked(given[each.name]) if each.name in given else each.default for each in controls}
 
 
-def option_controls(usual: SamplingOptions, start: Values, classes: Sequence[tuple[Any, str]]) -> list[Control]:
+def option_controls(
+    usual: SamplingOptions, start: Values, classes: Sequence[tuple[Any, str]], without_effect: Collection[str] = ()
+) -> list[Control]:
     """Return the controls of a model's sampling options.
 
     An option that refers to another model has a control only if ``start`` names the model, because the page must not choose
@@ -114,9 +116,12 @@ def option_controls(usual: SamplingOptions, start: Values, classes: Sequence[tup
         usual: The model's default options.
         start: Values at the start that differ from the defaults.
         classes: Value and name of every class, for an option that refers to one; empty for a model without labels.
+        without_effect: Names of options without an effect on the model, which have no control.
     """
     controls, hints = [], type_hints(type(usual))
     for field in dataclasses.fields(usual):
+        if field.name in without_effect:
+            continue
         about, types = field.metadata, options_of(hints[field.name])
         default = start.get(field.name, getattr(usual, field.name))
         control = Control(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
+from genimg.errors import UserError
 from genimg.inference.between import PATHS, has_latents
 from genimg.methods.capabilities import (
     Generates,
@@ -18,7 +19,7 @@ from genimg.methods.capabilities import (
     TranslatesRandomly,
 )
 from genimg.methods.options import SamplingOptions
-from genimg.methods.sampling_options import has_steps
+from genimg.methods.sampling_options import has_steps, looked_up, sampling_options, without_effect
 from genimg.playground import pictures, translations
 from genimg.playground.controls import LARGEST_SEED, Control, Values, option_controls
 from genimg.playground.model import Made, PlayedModel, Uploads
@@ -63,7 +64,8 @@ def tasks_of(model: PlayedModel, start: Mapping[str, Any]) -> list[PageTask]:
     count.checked(count.default)
     tasks = []
     if isinstance(method, Generates):
-        options = option_controls(method.sampling_options, start, class_choices(model))
+        useless = _without_effect(model, method.sampling_options, start)
+        options = option_controls(method.sampling_options, start, class_choices(model), useless)
         condition = _condition(model, is_required=False)
         make = partial(pictures.sampled, options, MOST_IMAGES)
         tasks.append(PageTask("sample", "Generate", [seed, count, *condition, *options], make))
@@ -87,6 +89,20 @@ def class_choices(model: PlayedModel) -> list[tuple[str, str]]:
     """Return ``index:N`` and the name of every class; an empty list for a model without labels."""
     count = model.method.num_classes if isinstance(model.method, TakesConditions) else 0
     return [(f"index:{label}", pictures.class_name(model, label)) for label in range(count)]
+
+
+def _without_effect(model: PlayedModel, usual: SamplingOptions, start: Mapping[str, Any]) -> set[str]:
+    """Return the names of the sampling options that the model refuses, except those that ``start`` sets."""
+    method = model.method
+    if not isinstance(method, Generates | TranslatesRandomly):
+        return set()
+    given = {field.name: start[field.name] for field in fields(usual) if field.name in start}
+    try:
+        found = looked_up(method, given, model.lookup) if isinstance(method, Generates) else given
+        options = sampling_options(method, found, usual=usual)
+    except UserError:  # the values at the start are checked later, with a better message
+        return set()
+    return without_effect(method.check_options, options) - given.keys()
 
 
 def _seed(start: Values) -> Control:
@@ -130,7 +146,8 @@ def _path(seed: Control, others: Sequence[Control]) -> list[Control]:
 
 def _change_of_class(model: PlayedModel, method: TranslatesLabels, start: Values, picture: Control) -> PageTask:
     classes = class_choices(model)
-    options = option_controls(method.label_translation_options, start, classes)
+    useless = _without_effect(model, method.label_translation_options, start)
+    options = option_controls(method.label_translation_options, start, classes, useless)
     ends = [
         Control(name=name, label=label, kind="choice", default=classes[at][0], choices=classes)
         for at, (name, label) in enumerate((("label_from", "Class of the picture"), ("label_to", "Class to translate to")))
@@ -173,7 +190,8 @@ def _translation(model: PlayedModel, method: Translates, start: Values, picture:
     options: list[Control] = []
     if isinstance(method, TranslatesRandomly):
         usual: SamplingOptions = method.sampling_options
-        options = [each for each in option_controls(usual, start, []) if each.kind != "choice" or each.choices]
+        useless = _without_effect(model, usual, start)
+        options = [each for each in option_controls(usual, start, [], useless) if each.kind != "choice" or each.choices]
         count = Control(name="num_samples", label="Results", kind="integer", default=4, least=1, most=_MOST_SAMPLES,
                         usual=(1, _MOST_SAMPLES))  # fmt: skip
         controls += [seed, count]

@@ -6,14 +6,20 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
 from errors import raises
+from test_diffusion import build
 
+from genimg.data.facts import DataFacts
 from genimg.errors import ConfigError
 from genimg.methods.consistency import ConsistencyOptions
 from genimg.methods.diffusion_options import DiffusionOptions
 from genimg.methods.mean_flow import MeanFlowOptions
-from genimg.methods.options import CodeOptions, LatentOptions, SamplingOptions, StyleOptions
+from genimg.methods.options import CodeOptions, LatentOptions, OtherModel, SamplingOptions, StyleOptions
+from genimg.methods.sampling_options import Lookup
 from genimg.playground.controls import Control, checked_values, chosen_sampling, option_controls
+from genimg.playground.model import PlayedModel
+from genimg.playground.tasks import tasks_of
 
 OPTIONS = [CodeOptions(), ConsistencyOptions(), DiffusionOptions(), LatentOptions(), MeanFlowOptions(), StyleOptions()]
 
@@ -72,3 +78,17 @@ def test_long_text_is_refused_and_shortened_in_the_message() -> None:
     with raises(ConfigError, "text") as caught:
         Control(name="text", label="Caption", kind="text").checked("a" * 2001)
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(("num_classes", "start", "shown"), [
+    (0, {}, False), (3, {}, True), (0, {"guidance": 2.0}, True),  # what the user sets is not hidden, but refused
+])  # fmt: skip
+def test_options_without_an_effect_on_the_model_have_no_control(num_classes: int, start: dict[str, Any], shown: bool) -> None:
+    method = build("flow", num_classes=num_classes, condition_dropout=0.1)
+    lookup = Lookup(lambda name, path: OtherModel(None, path, {}), lambda name, value: 0)
+    facts = DataFacts(image_size=8, channels=3, num_classes=num_classes)
+    model = PlayedModel(method, torch.device("cpu"), facts, {}, ["a"] * num_classes, lookup)
+    names = {each.name for task in tasks_of(model, start) for each in task.controls}
+    assert ("guidance" in names) == shown
+    assert ("negative" in names) == shown
+    assert {"steps", "sampler"} <= names
