@@ -120,12 +120,14 @@ def huggingface(
         DataError: If there is no such dataset, or it is damaged, empty, or has invalid labels.
     """
     requested = requested_format(image_size, channels, fit, range)
-    if (root is None) == (hub is None):
+    if root is None and hub is None:
         raise ConfigError(
-            f"root={root or 'null'} does not match hub={hub or 'null'}: give either root=DIR, which save_to_disk wrote, or "
-            "hub=ID of a dataset in the local cache",
+            "root or hub is required: give root=DIR, a directory that save_to_disk wrote, or hub=ID, a dataset in the local "
+            "cache, such as hub=ylecun/mnist",
             key="root",
         )
+    if root is not None and hub is not None:
+        raise ConfigError(f"root={root} and hub={hub} name two datasets: remove one of them", key="root")
     if root is not None:
         if subset is not None or may_download:
             given = "may_download=true" if subset is None else f"subset={subset}"

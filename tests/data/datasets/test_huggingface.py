@@ -198,8 +198,8 @@ def test_names_that_are_no_ids_are_refused(tmp_path, monkeypatch):
     for name in ("a/b/c", "../a", "https://x.y/z", "/etc", "images", ""):
         with raises(ConfigError, word="images" if name == "images" else ""):
             open_rows(hub=name)
-    for settings in ({}, {"root": "a", "hub": "b"}):
-        with raises(ConfigError, "root"):
+    for settings, word in (({}, "hub=ylecun/mnist"), ({"root": "a", "hub": "b"}, "hub=b")):
+        with raises(ConfigError, "root", word=word):
             open_rows(**settings)
     for settings, key in (({"subset": "x"}, "subset=x"), ({"may_download": True}, "may_download=true")):
         with raises(ConfigError, key):
