@@ -87,6 +87,8 @@ def open_image(file: Path | BinaryIO, *, draft: tuple[int, int] | None = None) -
 def upright(image: Image.Image) -> Image.Image:
     """Rotate an image to its EXIF orientation and keep its format. Phones store the sensor's picture unrotated.
 
+    The decoders of HEIC and AVIF replace the EXIF orientation by that of the container, or apply the latter themselves.
+
     Raises:
         UndecodableImageError: If the orientation data is damaged.
     """

@@ -10,7 +10,7 @@ from PIL import Image, features
 from genimg.data.datasets.file_index import Index
 from genimg.data.decode import PixelFormat, common_format
 from genimg.errors import ConfigError, DataError
-from genimg.utils.pillow import open_image
+from genimg.utils.pillow import open_image, upright_size
 
 
 def array(image: Image.Image, channels: int, *, size=None, fit: str = "crop") -> np.ndarray:
@@ -420,6 +420,32 @@ def test_the_orientation_is_applied(orientation, format):
     }[orientation]  # fmt: skip
     size = list(turned.shape)
     assert np.abs(array(image, 3, size=size)[0].astype(int) - turned).max() < 30  # JPEG is lossy
+
+
+@pytest.mark.parametrize("format", ["HEIF", "AVIF"])
+@pytest.mark.parametrize("of_container", [False, True])
+def test_in_heic_and_avif_the_rotation_is_that_of_the_container(format, of_container):
+    """A HEIC or AVIF file holds its rotation as ``irot``; the orientation in its EXIF data is only informative."""
+    if format == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    if format == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    values = np.zeros((32, 64), dtype=np.uint8)
+    values[:, :32] = 255  # the left half
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    # Both writers copy the orientation into the container, but pillow-heif only from bytes.
+    Image.fromarray(values).convert("RGB").save(file, format, exif=exif.tobytes())
+    content = file.getvalue()
+    assert content.count(b"irot") == 1
+    if not of_container:
+        at = content.index(b"irot") + 4
+        content = content[:at] + bytes([0]) + content[at + 1 :]  # the angle in quarter turns
+    with open_image(io.BytesIO(content)) as image:
+        found = array(image, 3, size=[64, 32] if of_container else [32, 64])[0].astype(int)
+        assert upright_size(image) == (found.shape[1], found.shape[0])
+    assert np.abs(found - (np.rot90(values, -1) if of_container else values)).max() < 30
 
 
 def test_cmyk_jpeg_of_adobe_is_inverted():
