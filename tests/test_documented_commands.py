@@ -191,7 +191,7 @@ def write_shards(root: Path) -> None:
                 files = {
                     "jpg": images[i].getvalue(),
                     "cls": b"%d" % (i % 2),
-                    "json": b'{"label": %d}' % (i % 3),
+                    "json": b'{"label": %d, "name": "%s"}' % (i % 3, (b"car", b"ship")[i % 2]),
                     "txt": b"noise",
                 }
                 for extension, content in files.items():

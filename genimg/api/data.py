@@ -16,7 +16,7 @@ from genimg.data.loader import NOISE_KEY, ImageLoader, UnpairedImageLoader
 from genimg.data.split import at_most, of_classes, without_validation
 from genimg.data.tasks.base import Task
 from genimg.data.transforms import SampleAugment
-from genimg.errors import ConfigError, UserError
+from genimg.errors import ConfigError, DataError, UserError
 from genimg.inference.labels import find_label
 
 GIVEN = "genimg.data.datasets.external.as_dataset"
@@ -46,10 +46,13 @@ def build_dataset(config: Mapping[str, Any], builder: Builder, given: ImageDatas
     another = isinstance(validation, str)
     other = other_split(data, validation, key="data.validation", instead="give a share such as 0.1") if another else {}
     dataset: ImageDataset = builder.build(_without_loader(data), "data") if given is None else given
-    dataset = _labelled(dataset, data.get("classes"), builder if given is None else None)
+    if given is None and not builder.labelled:
+        dataset.labels, dataset.class_names = None, ()
+    whole, dataset = dataset, _of_chosen_classes(dataset, data.get("classes"))
     if another:
         try:
-            dataset.validation = _labelled(builder.build(_without_loader(other), "data"), data.get("classes"), builder)
+            held_out = _with_labels_of(whole, builder.build(_without_loader(other), "data"))
+            dataset.validation = _of_chosen_classes(held_out, data.get("classes"))
         except UserError as error:
             raise ConfigError(f"data.validation={validation}: {error}") from error
         if dataset.validation.fingerprint == dataset.fingerprint:
@@ -164,17 +167,23 @@ def build_loader(
         return ImageLoader(dataset, device=device, keys=keys, augment=augment, task=task, **settings)
 
 
-def _labelled(dataset: ImageDataset, classes: Sequence[object] | None, builder: Builder | None) -> ImageDataset:
-    """Return a dataset with the labels for its training.
+def _with_labels_of(training: ImageDataset, held_out: ImageDataset) -> ImageDataset:
+    """Return held-out images whose labels number the classes of the training images.
 
-    Args:
-        dataset: A dataset.
-        classes: Classes to choose; see ``_of_chosen_classes``.
-        builder: Builder that says whether there are labels; None for a dataset that it has not built.
+    Raises:
+        DataError: If there are other classes.
     """
-    if builder is not None and not builder.labelled:
-        dataset.labels, dataset.class_names = None, ()
-    return _of_chosen_classes(dataset, classes)
+    if training.labels is None or held_out.labels is None:
+        held_out.labels, held_out.class_names = None, ()
+        return held_out
+    if held_out.class_names == tuple(map(str, range(len(held_out.class_names)))):
+        return held_out  # the names are the labels
+    label_of = {name: label for label, name in enumerate(training.class_names)}
+    if unknown := [name for name in held_out.class_names if name not in label_of]:
+        raise DataError(f"its images have the class {unknown[0]}, but the training images do not", "use another split")
+    numbers = np.array([label_of[name] for name in held_out.class_names], dtype=np.int64)
+    held_out.labels, held_out.class_names = numbers[held_out.labels], training.class_names
+    return held_out
 
 
 def _of_chosen_classes(dataset: ImageDataset, classes: Sequence[object] | None) -> ImageDataset:

@@ -1,4 +1,4 @@
-"""The classes of a folder or zip file of images, from its subdirectories or a dataset.json beside them.
+"""The classes of images, from subdirectories, a dataset.json beside them, or a label of each image.
 
 StyleGAN's dataset tool writes images into numbered subdirectories and their labels into ``dataset.json``, as
 ``{"labels": [["00000/img00000000.png", 6], ...]}``, or ``{"labels": null}`` for images without labels.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import posixpath
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 LABELS_FILE = "dataset.json"
 _MOST_CLASSES = 1_000_000  # because each class gets a name
+_LONGEST_NAME = 200  # characters of a class name; longer text is not a name
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _MOST_LOOKED_AT = 1000  # entries of a directory, because a message must not take long
 _IGNORE = "or ignore the labels with labels=none"
 
@@ -132,35 +135,67 @@ def classes_by_file(content: bytes, paths: Sequence[str], where: str) -> Classes
     return Classes(labels, _names(read.get("class_names"), int(labels.max()) + 1, where))
 
 
-def classes_by_number(
+def classes_by_label(
     labels: Sequence[Any], images: Sequence[str], *, key: str, place: str, names: Sequence[str] | None = None
 ) -> Classes:
-    """Return the classes of images that each have a number as their label.
+    """Return the classes of images that each have a number or a class name as their label.
+
+    Whole numbers may also be written as text. If all labels are names, the distinct names are the classes, in alphabetical
+    order.
 
     Args:
         labels: Label of each image; None where it is missing.
         images: Names of the images.
         key: Parameter that chooses the labels, for messages.
         place: Place of the labels, for messages, such as ``.cls``.
-        names: Class names by label; None uses the numbers.
+        names: Class names by label, which must then be a number; None if they are not known.
 
     Raises:
-        DataError: If a label is missing, or is not an integer from 0 to the largest allowed one.
+        DataError: If a label is missing, if it is neither an integer from 0 to the largest allowed one nor a name, or if there
+            are both numbers and names.
     """
+    found = list(labels if names is not None else map(as_number, labels))
+    by_name = names is None and any(map(_is_class_name, found))
     most = _MOST_CLASSES if names is None else len(names)
-    for image, label in zip(images, labels, strict=True):
+    ignore = f"or ignore them with {key}=none"
+    for image, label in zip(images, found, strict=True):
         if label is None:
-            missing = sum(each is None for each in labels)
-            what = f"{missing} of the {len(labels)} images have no label in {place}; the first is {image}"
+            missing = sum(each is None for each in found)
+            what = f"{missing} of the {len(found)} images have no label in {place}; the first is {image}"
             raise DataError(f"{key}: {what}", f"add them, or ignore the labels with {key}=none", key=key)
-        if type(label) is not int or not 0 <= label < most:
+        if by_name and type(label) is int:
+            other, name = next((o, n) for o, n in zip(images, found, strict=True) if _is_class_name(n))
+            what = f"labels in {place} are both numbers and names, such as {label} of {image} and {name[:40]!r} of {other}"
+            raise DataError(f"{key}: {what}", f"write either for all images, {ignore}", key=key)
+        if not _is_class_name(label) if by_name else type(label) is not int or not 0 <= label < most:
+            or_name = "" if names is not None else f" or a name of at most {_LONGEST_NAME} characters"
             raise DataError(
-                f"{key}: the label of {image} in {place} is {str(label)[:40]!r}, not a whole number from 0 to {most - 1}",
-                f"choose other labels, or ignore them with {key}=none",
+                f"{key}: the label of {image} in {place} is {str(label)[:40]!r}, not a whole number from 0 to {most - 1}"
+                f"{or_name}",
+                f"choose other labels, {ignore}",
                 key=key,
             )
-    numbers = np.array(labels, dtype=np.int64)
-    return Classes(numbers, tuple(names) if names is not None else tuple(map(str, range(int(numbers.max()) + 1))))
+    if not by_name:
+        numbers = np.array(found, dtype=np.int64)
+        return Classes(numbers, tuple(names) if names is not None else tuple(map(str, range(int(numbers.max()) + 1))))
+    found = [name.strip() for name in found]
+    distinct = sorted(set(found))
+    if len(distinct) > _MOST_CLASSES:
+        raise DataError(f"{key}: the labels in {place} name {len(distinct):,} classes, more than {_MOST_CLASSES:,}",
+                        f"choose other labels, {ignore}", key=key)  # fmt: skip
+    label_of = {name: label for label, name in enumerate(distinct)}
+    return Classes(np.array([label_of[name] for name in found], dtype=np.int64), tuple(distinct))
+
+
+def as_number(value: Any) -> Any:
+    """Return the integer in a text; any other value unchanged."""
+    return int(value) if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value.strip()) else value
+
+
+def _is_class_name(value: Any) -> bool:
+    """Return whether a label is a name: short printable text in one line that is not a number, such as ``1.5``."""
+    text = value.strip() if isinstance(value, str) else ""
+    return 0 < len(text) <= _LONGEST_NAME and text.isprintable() and _NUMBER.fullmatch(text) is None
 
 
 def _checked(entries: Any, where: str) -> dict[str, int]:

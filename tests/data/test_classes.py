@@ -8,7 +8,7 @@ import pytest
 from errors import raises
 from PIL import Image
 
-from genimg.data.classes import classes_by_directory, classes_by_file, stray_images
+from genimg.data.classes import classes_by_directory, classes_by_file, classes_by_label, stray_images
 from genimg.data.datasets.builtin import ImageDataset, folder
 from genimg.errors import DataError
 
@@ -188,3 +188,38 @@ def test_labels_that_are_required_are_refused_with_the_picture_that_prevents_the
         folder(**settings, labels="required")
     (tmp_path / "cover.png").unlink()
     assert folder(**settings, labels="required").labels.tolist() == [0, 1]
+
+
+# A label of each image
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "expected"),
+    [
+        ([2, "0", " 1 "], ("0", "1", "2"), [2, 0, 1]),  # numbers, some of them as text
+        (["b", " a", "b", "ä 3"], ("a", "b", "ä 3"), [1, 0, 1, 2]),
+    ],
+)
+def test_labels_are_numbers_or_names(labels, names, expected):
+    found = classes_by_label(labels, [str(i) for i in range(len(labels))], key="labels", place="it")
+    assert (found.names, found.labels.tolist()) == (names, expected)
+
+
+@pytest.mark.parametrize(
+    ("labels", "word"),
+    [
+        (["a", None], "no label"), (["a", 1], "numbers and names"), (["1", "a"], "numbers and names"), (["a", 1.5], "1.5"),
+        (["a", "1.5"], "1.5"), (["a", "1e3"], "1e3"), (["a", ""], "''"), (["a", "b\nc"], "200 characters"),
+        (["a", "b" * 201], "200 characters"), (["a", ["b"]], "['b']"), ([True, 1], "True"), ([-1], "-1"), ([10**6], "1000000"),
+    ],
+)  # fmt: skip
+def test_other_labels_are_refused(labels, word):
+    with raises(DataError, "labels", word=word):
+        classes_by_label(labels, [str(i) for i in range(len(labels))], key="labels", place="it")
+
+
+def test_the_number_of_names_is_limited(monkeypatch):
+    monkeypatch.setattr("genimg.data.classes._MOST_CLASSES", 2)
+    assert classes_by_label(["a", "b", "a"], "123", key="labels", place="it").names == ("a", "b")
+    with raises(DataError, "labels", word="3 classes"):
+        classes_by_label(["a", "b", "c"], "123", key="labels", place="it")

@@ -83,4 +83,4 @@ def test_a_range_without_images_that_it_applies_to_is_warned_of(tmp_path, caplog
     write(tmp_path, "a.png", 200, np.uint8)
     with caplog.at_level("WARNING", logger="genimg.data.depth"):
         assert open_folder(tmp_path, range=[0, 4095]).read(0).max() == 200
-    assert "range=[0.0, 4095.0] has no effect on 8-bit images" in caplog.text
+    assert "range=[0,4095] has no effect on 8-bit images" in caplog.text

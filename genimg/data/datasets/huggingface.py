@@ -15,7 +15,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genimg.data.classes import Classes, classes_by_number
+from genimg.data.classes import Classes, classes_by_label
 from genimg.data.contents import digest_of_bytes, digest_of_items
 from genimg.data.datasets.builtin import FileDataset, digest
 from genimg.data.datasets.caption_files import LazyCaptions, complete
@@ -107,8 +107,9 @@ def huggingface(
         subset: Name of the hub dataset's configuration, if it has several.
         split: Name of the split; None uses the only one, or ``train``.
         image_column: Column of the images; None uses the only column with the feature Image.
-        label_column: Column of the labels; ``auto`` uses the only column with the feature ClassLabel, if there is one, ``none``
-            ignores labels.
+        label_column: Column of the labels, with the feature ClassLabel, with whole numbers, or with names (see
+            ``classes_by_label``); ``auto`` uses the only column with the feature ClassLabel, if there is one, ``none`` ignores
+            labels.
         caption_column: Column of the captions; ``auto`` uses a text column named text or caption, if there is one, None ignores
             captions.
         range: See ``folder``.
@@ -254,9 +255,9 @@ def _label_column(data: Dataset, given: str) -> str | None:
     found = [name for name, feature in data.features.items() if isinstance(feature, ClassLabel)]
     if given != "auto":
         feature = data.features.get(given)
-        if given not in found and not (isinstance(feature, Value) and re.match("u?int", feature.dtype)):
+        if given not in found and not (isinstance(feature, Value) and re.match("u?int|string|large_string", feature.dtype)):
             raise ConfigError(
-                f"label_column={given} is not a column of classes or integers: {_listed(found, 'ClassLabel', data)}"
+                f"label_column={given} is not a column of classes, integers or names: {_listed(found, 'ClassLabel', data)}"
             )
         return given
     if len(found) > 1:
@@ -294,7 +295,7 @@ def _classes(data: Dataset, column: str, rows: Sequence[str]) -> Classes:
     feature = data.features[column]
     names = getattr(feature, "names", None)
     labels = _values(data, column)
-    return classes_by_number(labels, rows, key="label_column", place=f"the column {column}", names=names)
+    return classes_by_label(labels, rows, key="label_column", place=f"the column {column}", names=names)
 
 
 def _captions(data: Dataset, column: str, rows: Sequence[str], where: str) -> list[str]:

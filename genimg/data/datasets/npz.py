@@ -19,6 +19,7 @@ from genimg.data.archives import (
     choose_labels,
     image_like,
 )
+from genimg.data.classes import Classes, classes_by_label
 from genimg.data.datasets.builtin import ArrayDataset, ImageDataset
 from genimg.data.decode import PixelFormat, checked_levels, scaled
 from genimg.data.numpy_archive import Header, NumpyArchive
@@ -78,11 +79,12 @@ def npz(
     if array.size == 0:
         raise DataError(f"path={where} holds no images: its shape is {array.shape}")
     pixels = _brought_to(_channels_first(_to_uint8(array, where, levels), where), image_size, channels, fit, file.name)
-    classes = None if targets is None else _labels(targets, len(pixels), label_key or "", path, named=label_key != SECOND)
+    classes = Classes()
+    if targets is not None:
+        classes = _classes(targets, len(pixels), label_key or "", path, named=label_key != SECOND)
     _say_what_was_taken(headers, image_key, array, label_key, classes, path)
-    names = [] if classes is None else [str(i) for i in np.arange(int(classes.max()) + 1).tolist()]
     several = len(image_like(headers)) > 1
-    return ArrayDataset(f"{file.name}[{image_key}]" if several else file.name, pixels, classes, names)
+    return ArrayDataset(f"{file.name}[{image_key}]" if several else file.name, pixels, classes.labels, classes.names)
 
 
 def _without_repetition(archive: NumpyArchive) -> dict[str, Header]:
@@ -102,13 +104,15 @@ def _without_repetition(archive: NumpyArchive) -> dict[str, Header]:
 
 
 def _say_what_was_taken(
-    headers: dict[str, Header], key: str, array: NDArray[np.generic], label_key: str | None, labels: NDArray[np.int64] | None,
-    path: str,
+    headers: dict[str, Header], key: str, array: NDArray[np.generic], label_key: str | None, classes: Classes, path: str
 ) -> None:  # fmt: skip
     low, high = (float(bound) for bound in (array.min(), array.max()))
     text = f"{path}: images from {key}, {headers[key]}, values from {low:.6g} to {high:.6g}"
-    if labels is not None and label_key is not None:
-        text += f"; labels from {label_key}, {headers[label_key]}, {int(labels.min())} to {int(labels.max())}"
+    if classes.labels is not None and label_key is not None:
+        values = f"{int(classes.labels.min())} to {int(classes.labels.max())}"
+        if headers[label_key].dtype.kind == "U":
+            values = f"{len(classes.names)} names"
+        text += f"; labels from {label_key}, {headers[label_key]}, {values}"
     else:
         text += "; no labels"
     unused = [name for name in headers if name not in (key, label_key)]
@@ -163,8 +167,8 @@ def _brought_to(
     return np.stack([pixels.apply(Image.fromarray(i[0] if len(i) == 1 else i.transpose(1, 2, 0))) for i in progress])
 
 
-def _labels(labels: NDArray[np.generic], count: int, key: str, path: str, *, named: bool) -> NDArray[np.int64] | None:
-    """Convert labels to int64 [N]; return None if they are invalid and not ``named`` as labels.
+def _classes(labels: NDArray[np.generic], count: int, key: str, path: str, *, named: bool) -> Classes:
+    """Return the classes of N images; none if the labels are invalid and not ``named`` as labels.
 
     Raises:
         DataError: If they are invalid and ``named`` as labels.
@@ -173,15 +177,23 @@ def _labels(labels: NDArray[np.generic], count: int, key: str, path: str, *, nam
         ones = labels == 1
         if ((labels == 0) | ones).all() and (ones.sum(axis=1) == 1).all():
             log.info("%s[%s] is one-hot: the position of each 1 is the label", path, key)
-            return ones.argmax(axis=1).astype(np.int64)
-    fits = labels.shape in ((count,), (count, 1)) and np.issubdtype(labels.dtype, np.integer)
+            return _numbered(ones.argmax(axis=1).astype(np.int64))
+    is_one_each = labels.shape in ((count,), (count, 1))
+    if is_one_each and labels.dtype.kind == "U":
+        rows = [f"image {number}" for number in np.arange(count).tolist()]
+        return classes_by_label(labels.reshape(count).tolist(), rows, key="labels", place=f"{path}[{key}]")
+    fits = is_one_each and np.issubdtype(labels.dtype, np.integer)
     if fits and labels.min() >= 0 and labels.max() < MOST_CLASSES:
-        return labels.reshape(count).astype(np.int64)
+        return _numbered(labels.reshape(count).astype(np.int64))
     if not named:
-        return None
+        return Classes()
     values = f", {labels.min()} to {labels.max()}" if fits else ""
     raise DataError(
         f"labels={key} of {path} has the shape {list(labels.shape)} and type {labels.dtype}{values}, but labels must be "
-        f"{count} integers, 0 or more and below {MOST_CLASSES:,}, one per image, or one-hot",
+        f"{count} integers, 0 or more and below {MOST_CLASSES:,}, one per image, or names, or one-hot",
         "ignore them with labels=none, or name others with labels=NAME",
     )
+
+
+def _numbered(labels: NDArray[np.int64]) -> Classes:
+    return Classes(labels, tuple(map(str, np.arange(int(labels.max()) + 1).tolist())))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from genimg.data.classes import Classes, classes_by_number
+from genimg.data.classes import Classes, as_number, classes_by_label
 from genimg.data.contents import digest_of_items
 from genimg.data.datasets.builtin import FileDataset, digest
 from genimg.data.datasets.caption_files import LazyCaptions, complete
@@ -125,7 +125,8 @@ def webdataset(
         root: A directory of .tar files, one such file, or a pattern such as ``shards/train-{000..009}.tar``.
         image_size, channels, fit: See ``folder``.
         image: Extension of the images; None uses the only image of each sample.
-        labels: ``auto``, ``none``, the extension of files with a label, or ``EXTENSION.KEY`` for a key of JSON files.
+        labels: ``auto``, ``none``, the extension of files with a label, or ``EXTENSION.KEY`` for a key of JSON files. Labels
+            are whole numbers or names (see ``classes_by_label``); ``auto`` uses only keys with numbers.
         captions: ``auto``, an extension or ``EXTENSION.KEY`` as for ``labels``, or None for no captions.
         shuffle_buffer: Number of images that are shuffled together: see ``Locality``.
         range: See ``folder``.
@@ -213,8 +214,8 @@ def _alternatives(braces: str) -> list[str]:
 
 
 def _classes(samples: Samples, column: Column, saved: _Saved) -> Classes:
-    values = saved(f"labels\0{column}", lambda: [_number(value) for value in column.values(samples)])
-    return classes_by_number(values, samples.names, key="labels", place=str(column))
+    values = saved(f"labels\0{column}", lambda: list(map(as_number, column.values(samples))))
+    return classes_by_label(values, samples.names, key="labels", place=str(column))
 
 
 def _captions(samples: Samples, column: Column, saved: _Saved) -> list[str]:
@@ -223,11 +224,6 @@ def _captions(samples: Samples, column: Column, saved: _Saved) -> list[str]:
     if wrong is not None:
         raise DataError(f"captions: {column} of the sample {wrong} is not text: name another key, or set captions=null")
     return complete(texts, samples.names, "the shards", str(column))
-
-
-def _number(value: Any) -> Any:
-    """Return the integer in a text; any other value unchanged."""
-    return int(value) if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value) else value
 
 
 def _saved_or_made(root: str, state: str, name: str, make: Callable[[], Any], *, worth: bool, refresh: bool) -> Any:

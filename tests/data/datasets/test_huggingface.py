@@ -105,7 +105,10 @@ def test_columns_are_found_or_chosen(tmp_path):
     plain = open_rows(root, image_column="mask", label_column="none")
     assert plain.labels is None
     assert not plain.captioned
-    for key, value in (("label_column", "note"), ("caption_column", "fine"), ("caption_column", "absent")):
+    named = open_rows(root, image_column="mask", label_column="note")
+    assert named.class_names[:3] == ("note 0", "note 1", "note 10")
+    assert [named.class_names[label] for label in named.labels] == [f"note {i}" for i in range(COUNT)]
+    for key, value in (("label_column", "photo"), ("caption_column", "fine"), ("caption_column", "absent")):
         with raises(ConfigError, f"{key}={value}"):
             open_rows(root, **({"image_column": "mask", "label_column": "none"} | {key: value}))
     assert not open_rows(saved(rows(2), tmp_path / "b"), caption_column=None).captioned

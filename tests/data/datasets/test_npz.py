@@ -240,6 +240,16 @@ def test_an_array_called_labels_that_holds_none_is_refused_with_the_way_to_ignor
     assert open_npz(tmp_path / "a.npz", labels="none").labels is None
 
 
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+def test_labels_may_be_names(tmp_path, shape, caplog):
+    names = np.array(["ship", "auto", "ship", "bus"]).reshape(shape)
+    np.savez(tmp_path / "a.npz", images=random_images(4, 6, 6, 3), labels=names)
+    with caplog.at_level("INFO"):
+        source = open_npz(tmp_path / "a.npz")
+    assert (source.class_names, source.labels.tolist()) == (("auto", "bus", "ship"), [2, 0, 2, 1])
+    assert "3 names" in caplog.text
+
+
 def test_several_arrays_of_labels_are_refused_and_a_key_chooses(tmp_path):
     labels = {"fine_labels": np.array([4, 5, 6]), "targets": np.array([0, 1, 1]), "coarse": np.array([1, 0, 0])}
     np.savez(tmp_path / "a.npz", data=random_images(3, 6, 6), **labels)

@@ -113,9 +113,34 @@ def test_labels_and_captions_are_chosen(root):
         open_shards(root, shuffle_buffer=0)
 
 
+NAMES = ("ship", "Zug", "auto", "3D")
+
+
+@pytest.mark.parametrize("labels", ["cls", "json.name"])
+def test_labels_may_be_names(tmp_path, labels, monkeypatch):
+    monkeypatch.setenv("GENIMG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "LEAST_SAVED", 1)
+    samples = [{"png": encoded(i), "cls": f"{NAMES[i % 4]}\n", "json": json.dumps({"name": NAMES[i % 4]})} for i in range(9)]
+    root = write_shards(tmp_path / "named", samples)
+    for _ in range(2):  # read, and saved
+        source = open_shards(root, labels=labels)
+        assert source.class_names == ("3D", "Zug", "auto", "ship")
+        assert source.labels.tolist() == [(3, 1, 2, 0)[i % 4] for i in range(9)]
+    assert identity_of(open_shards(write_shards(tmp_path / "copy", samples), labels=labels)) == identity_of(source)
+
+
+def test_names_are_no_labels_unless_they_are_chosen(tmp_path):
+    samples = [{"png": encoded(i), "json": json.dumps({"label": NAMES[i % 4]})} for i in range(4)]
+    root = write_shards(tmp_path / "named", samples)
+    assert open_shards(root).labels is None
+    assert open_shards(root, labels="json.label").labels.tolist() == [3, 1, 2, 0]
+
+
 @pytest.mark.parametrize(
-    ("content", "word"), [({"cls": "cat"}, "cat"), ({"cls": "-1"}, "-1"), ({"cls": "1.5"}, "1.5"), ({}, "no label")]
-)
+    ("content", "word"),
+    [({"cls": "cat"}, "numbers and names"), ({"cls": "c\na"}, "200"), ({"cls": "-1"}, "-1"), ({"cls": "1.5"}, "1.5"),
+     ({}, "no label")],
+)  # fmt: skip
 def test_labels_that_are_missing_or_no_numbers_are_refused(tmp_path, samples, content, word):
     samples[4] = {"png": encoded(4), **content}
     with raises(DataError, "labels", word=word):
