@@ -75,6 +75,8 @@ def test_records_without_end_are_refused_before_memory_is_taken(tmp_path: Path) 
 class StandIn(types.ModuleType):
     """In place of the package wandb."""
 
+    url: str | None = None  # there is none offline
+
     def init(self, **settings: Any) -> StandIn:
         self.identifier = settings["id"]
         return self
