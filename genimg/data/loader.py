@@ -5,8 +5,10 @@ All three give the same batches. Samples stay uint8 until they are on the device
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import signal
+import weakref
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -152,7 +154,9 @@ class ImageLoader:
             len(self.source), seed=seed, horizontal_flip=self.horizontal_flip, locality=self.source.locality
         )
         share = batch_size // world_size
-        return self._stream(order, position + rank * share, share, batch_size)
+        stream = self._stream(order, position + rank * share, share, batch_size)
+        _STREAMS.add(stream)
+        return stream
 
     def images(self, indices: NDArray[np.int64]) -> Tensor:
         """Return images without augmentation: uint8 [N, C, H, W] on the device."""
@@ -331,6 +335,17 @@ def available_keys(source: ImageDataset) -> tuple[str, ...]:
     """Return the keys that batches of a dataset can have."""
     conditions = (["label"] if source.labels is not None else []) + (["caption"] if source.captioned else [])
     return "image", *conditions, *([source.latent_key] if source.latent_key is not None else [])
+
+
+_STREAMS: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_streams() -> None:
+    """End the workers of streams that nobody has closed, before multiprocessing waits for them: they ignore its signals."""
+    for stream in list(_STREAMS):
+        with contextlib.suppress(ValueError):  # another thread reads from it
+            stream.close()
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:

@@ -1,6 +1,7 @@
 import io
 import itertools
 import logging
+import subprocess
 import sys
 import time
 import traceback
@@ -727,3 +728,18 @@ def test_auto_leaves_scarce_memory_to_training(monkeypatch):
     source = ToyDataset()
     assert place(source, "auto").storage == "workers"
     assert place(ArrayDataset("toy", source.values, source.labels), "auto").storage == "host"
+
+
+def test_a_program_ends_although_nobody_closes_its_stream():
+    program = """
+import numpy as np, torch
+from genimg.data.datasets.builtin import ArrayDataset
+from genimg.data.loader import ImageLoader
+
+source = ArrayDataset("noise", np.zeros((16, 3, 8, 8), np.uint8))
+settings = dict(horizontal_flip=False, max_corrupt=0, device=torch.device("cpu"))
+stream = ImageLoader(source, storage="workers", num_workers=1, **settings).batches(0, batch_size=4, seed=0)
+print(next(stream)["image"].shape)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "torch.Size([4, 3, 8, 8])\n", "")
