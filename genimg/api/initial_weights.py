@@ -261,13 +261,11 @@ def _require_parts(parts: Sequence[str], tensors: Mapping[str, Tensor], where: s
         ConfigError: If one does not, or there is none.
     """
     names = [name for name in tensors if "." in name]
-    for part in parts or [""]:
-        if not part or not any(begins_with(name, [part]) for name in names):
-            problem = (
-                f"init_parts=[{','.join(map(str, parts))}] matches no tensor of {where}"
-                if part
-                else "init_parts=[] loads nothing"
-            )
+    if not parts:
+        raise ConfigError("init_parts=[] loads nothing", f"choose from {next_components(names, '')}", key="init_parts")
+    for part in parts:
+        if not any(begins_with(name, [part]) for name in names):
+            problem = f"init_parts={part} matches no tensor of {where}"
             raise ConfigError(problem, f"choose from {next_components(names, str(part))}", key="init_parts")
 
 

@@ -469,7 +469,7 @@ def mounted(key: str, target: Any, origins: Mapping[str, str] = MappingProxyType
     try:
         with mounting(key, _parameters(owner), origins):
             yield
-    except UserError:
+    except UserError:  # a ConfigError is a ValueError, too
         raise
     except (ValueError, TypeError) as error:
         package = str(getattr(owner, "__module__", "")).partition(".")[0]

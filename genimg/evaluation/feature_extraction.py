@@ -81,9 +81,11 @@ def collect(
     classes = [_positions(images.class_names, each.extractor.class_names) for each in collections]
     for start, stop in ranges(mine, batch_size, title, images.check, should_stop):
         batch, labels = images.images(indices[start:stop])
+        if labels is not None:  # copied to their device only once
+            classes = [None if positions is None else positions.to(labels.device) for positions in classes]
         for each, positions, collector in zip(collections, classes, collectors, strict=True):
             features, logits = each.extractor(batch)
-            own = None if labels is None or positions is None else positions.to(labels.device)[labels]
+            own = None if labels is None or positions is None else positions[labels]
             collector.add(features, logits, own, each.extractor.spatial if each.spatial else None)
     return [collector.result() for collector in collectors]
 

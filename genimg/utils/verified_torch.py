@@ -43,7 +43,7 @@ _OPCODES = {
 }  # fmt: skip
 _MOST_PICKLED = 2**26  # bytes of the pickle that describes the tensors
 _MOST_RECORDS = 10**6
-_MOST_OVERHEAD = 2**10  # bytes of a record's headers and alignment; about 300
+_MOST_OVERHEAD = 2**10  # bytes of a record's headers and alignment; torch.save needs about 200
 _DEEPEST = 64  # nesting depth of containers
 _MOST_VALUES = 10**7  # shared containers count each time they are reached
 _MOST_BITS = 128  # bits of an integer
